@@ -150,14 +150,18 @@ def _read_header(path, read) -> tuple[np.dtype, tuple[int, ...]]:
             f"A download or an unpacking was probably cut short: get the file again."
         )
     if magic[0] or magic[1]:
-        text = magic.lstrip()[:1] in (b"<", b"{")
+        if magic.lstrip()[:1] in (b"<", b"{"):
+            cause = "That is text, probably an HTML page that a web server sent instead of the data"
+        elif magic[:2] == b"\x1f\x8b":  # _read_gzip has taken one layer off already
+            cause = "That is a gzip stream again, so the file was compressed twice: unpack it once"
+        elif magic[:2] == b"PK":
+            cause = "That is a zip archive: unpack it, the file is inside"
+        else:
+            cause = "The file is damaged or not an IDX file"
         raise IDXError(
             f"{path}: expected an IDX file, which starts with two zero bytes, found "
-            f"{magic.hex(' ')}"
-            + (". That is text, probably an HTML page that a web server sent instead of the data"
-               if text else "")
-            + ": get the file again, and look at it in an editor if this persists."
-        )  # fmt: skip
+            f"{magic.hex(' ')}. {cause}; or get the file again."
+        )
     if magic[2] not in IDX_TYPES:
         known = ", ".join(f"0x{code:02x} {dtype}" for code, dtype in IDX_TYPES.items())
         raise IDXError(
@@ -987,27 +991,36 @@ def trained_model(device="cpu") -> tuple[MnistClassifier, dict]:
 
 # ---------------------------------------------------------------- figures
 
+# Okabe and Ito's colours, which can be told apart with any kind of colour vision
+# (jfly.uni-koeln.de/color), in an order in which neighbours differ in brightness too.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]
+plt.rcParams.update({
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 100,
+})  # fmt: skip
 
-def show_images(images, titles=None, columns=10, cmap="gray", limit=None, title=None) -> None:
-    """Draw images, an array or tensor (N, height, width), in a grid.
+
+def show_images(images, titles=None, columns=10, size=1.0, cmap="gray", limit=None) -> None:
+    """Draw images, an array or tensor (N, height, width), in a grid, ``size`` inches each.
 
     With ``limit`` the colours run from -limit to +limit, so that zero is the
     middle of the colour map; without it, each image uses its own range.
     """
-    images = np.asarray(images)
+    images, titles = np.asarray(images), list(titles) if titles is not None else []
     rows = math.ceil(len(images) / columns)
-    height = 1.25 if titles is not None else 1.0
+    lines = max((str(title).count("\n") + 1 for title in titles), default=0) if titles else 0
+    height = size + 0.2 * lines  # a line of text under 9 points takes a fifth of an inch
     figure, axes = plt.subplots(
-        rows, columns, figsize=(columns, rows * height + (0.4 if title else 0)), squeeze=False
+        rows, columns, figsize=(columns * size, rows * height), squeeze=False
     )
     for axis in axes.flat:
         axis.set_axis_off()
     for position, (axis, image) in enumerate(zip(axes.flat, images)):
         low, high = (None, None) if limit is None else (-limit, limit)
         axis.imshow(image, cmap=cmap, vmin=low, vmax=high)
-        if titles is not None:
+        if titles:
             axis.set_title(titles[position], fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
     figure.tight_layout(pad=0.3)
     plt.show()

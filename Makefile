@@ -1,0 +1,64 @@
+# Two commands do everything: `make run` and `make test`. Both set up .venv first.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: help run test check fuzz lab refresh bench data lint clean
+
+help:
+	@echo "make run      set up, get MNIST, execute every notebook into outputs/"
+	@echo "make test     unit tests, then every notebook with its outputs compared"
+	@echo "make check    unit tests alone, under a minute"
+	@echo "make lab      open the notebooks in JupyterLab"
+	@echo "make refresh  execute the notebooks in place, with clean outputs"
+	@echo "make bench    the speed table: classic data path against ours"
+	@echo "make fuzz     100,000 damaged IDX files against the parser"
+	@echo "make data     only find or download MNIST"
+	@echo "make lint     ruff on the code and in the notebooks"
+	@echo "make clean    remove .venv and outputs; data/ stays"
+
+# A stamp file is newer than the requirements it was made from, so a second
+# `make` installs nothing; an interrupted install leaves no stamp.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or later is needed: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+.venv/run.stamp: requirements.txt | .venv/bin/python
+	$(PY) -m pip install -r requirements.txt
+	@touch $@
+
+.venv/test.stamp: requirements.txt requirements-dev.txt .venv/run.stamp | .venv/bin/python
+	$(PY) -m pip install -r requirements-dev.txt
+	@touch $@
+
+run: .venv/run.stamp data
+	@$(PY) tools/run_notebooks.py
+
+data: .venv/run.stamp
+	@echo "MNIST: $$($(PY) -c 'import utils; print(utils.find_mnist())')"
+
+test: .venv/test.stamp data
+	$(PY) -m pytest tests notebooks --nbval --nbval-sanitize-with tests/sanitize.cfg
+
+check: .venv/test.stamp data
+	$(PY) -m pytest tests -m "not slow"
+
+fuzz: .venv/test.stamp data
+	$(PY) -m pytest tests/test_idx.py --hypothesis-profile=fuzz
+
+lab: .venv/run.stamp
+	$(PY) -m jupyter lab notebooks
+
+refresh: .venv/run.stamp data
+	@$(PY) tools/run_notebooks.py --in-place
+
+bench: .venv/run.stamp data
+	@$(PY) tools/bench.py
+
+lint: .venv/test.stamp
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+clean:
+	rm -rf .venv outputs

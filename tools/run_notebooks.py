@@ -1,0 +1,113 @@
+"""Execute notebooks from a fresh kernel each and show what is going on meanwhile.
+
+    python tools/run_notebooks.py                 every notebook, results into outputs/
+    python tools/run_notebooks.py 01 04           only those whose names start so
+    python tools/run_notebooks.py --in-place      replace the stored outputs instead
+
+Stops at the first cell that fails and shows it.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import utils  # noqa: E402
+
+QUIET_SECONDS = 3  # a cell that runs longer than this has its prints shown as they come
+
+
+class TalkingClient(NotebookClient):
+    """Runs a notebook and reports each cell, and the prints of the slow ones."""
+
+    def announce(self, cell, cell_index):
+        if cell.cell_type == "code":
+            self.number = getattr(self, "number", 0) + 1
+            self.started = time.monotonic()
+            total = sum(c.cell_type == "code" for c in self.nb.cells)
+            first = next((line for line in cell.source.splitlines() if line.strip()), "")
+            print(f"  cell {self.number:2d}/{total}  {first[:80]}", flush=True)
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream" and time.monotonic() - self.started > QUIET_SECONDS:
+            text, progress_bar = msg["content"]["text"], msg["content"]["name"] == "stderr"
+            if not progress_bar:
+                print("\r\033[K" * sys.stdout.isatty() + text.rstrip("\n"), flush=True)
+            elif sys.stdout.isatty():
+                print("\r" + text.strip("\r\n")[:100], end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook with fresh outputs, none of them on stderr and none with timings."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            cell.metadata.pop("execution", None)
+    client = TalkingClient(
+        notebook,
+        timeout=1800,
+        kernel_name="python3",
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(ROOT / "notebooks")}},
+    )
+    client.on_cell_start = client.announce
+    client.execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            # Progress bars and warnings belong to one run on one machine, not to the page.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return notebook
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="first letters of notebook names; all if none")
+    parser.add_argument("--in-place", action="store_true", help="replace the stored outputs")
+    arguments = parser.parse_args()
+
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if arguments.names:
+        paths = [path for path in paths if path.name.startswith(tuple(arguments.names))]
+    if not paths:
+        print(f"No notebook in {ROOT / 'notebooks'} starts with {arguments.names}")
+        return 2
+
+    for number, path in enumerate(paths, 1):
+        print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
+        started = time.monotonic()
+        try:
+            notebook = execute(path)
+        except (CellExecutionError, DeadKernelError) as error:
+            print(f"\n{path.name} failed:\n{error}")
+            return 1
+        target = path if arguments.in_place else utils.output_dir() / path.name
+        utils._replace_atomically(
+            target, lambda file, n=notebook: file.write((nbformat.writes(n) + "\n").encode())
+        )
+        print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
+
+    if not arguments.in_place and (utils.output_dir() / "modelku.pth").is_file():
+        model, _ = utils.trained_model()
+        _, accuracy = utils.evaluate(model, utils.make_loader(utils.load_mnist("test"), 500))
+        print(f"\nTest accuracy:      {accuracy:.2%}")
+        print(f"Trained model:      {utils.output_dir() / 'modelku.pth'}")
+        print(f"Executed notebooks: {utils.output_dir()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
