@@ -18,7 +18,6 @@ import multiprocessing.forkserver
 import os
 import pickle
 import pickletools
-import shutil
 import signal
 import socket
 import struct
@@ -35,7 +34,8 @@ import pytest
 import utils
 from utils import IDXError, find_mnist, load_mnist, mnist_files, read_idx
 
-NAMES = list(utils.MNIST_FILES)
+REAL_FILES = utils.MNIST_FILES  # as they are before any test replaces them
+NAMES = list(REAL_FILES)
 PATIENCE = 60  # seconds; only a guard against hanging for ever, no measurement
 
 
@@ -409,9 +409,6 @@ def test_the_real_files_from_a_mirror(world, mnist, monkeypatch, capsys):
         assert (world.data / name).read_bytes() == real[name]
     assert f"{world.base}/first/{url_name(images)}" in capsys.readouterr().err
     assert load_mnist("test").labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-
-
-REAL_FILES = utils.MNIST_FILES  # as they are before any test replaces them
 
 
 # ------------------------------------------------------------ no source helps
@@ -1136,7 +1133,7 @@ def test_folders_that_cannot_be_entered_are_passed_over(world, capsys):
 
 def test_a_data_set_of_many_files_is_walked_without_asking_for_each(world, monkeypatch):
     """A million pictures attached beside MNIST: one question per folder, not per picture."""
-    pictures = lay(world.kaggle / "a-pictures", {f"{number}.png": b"" for number in range(500)})
+    lay(world.kaggle / "a-pictures", {f"{number}.png": b"" for number in range(500)})
     wanted = lay(world.kaggle / "mnist")
     asked = []
 
@@ -1147,4 +1144,3 @@ def test_a_data_set_of_many_files_is_walked_without_asking_for_each(world, monke
     monkeypatch.setattr(os, "stat", count)
     assert find_mnist() == wanted
     assert not [path for path in asked if str(path).endswith(".png")]
-    shutil.rmtree(pictures)

@@ -58,6 +58,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(ROOT / "notebooks")}},
     )
     client.on_cell_start = client.announce
