@@ -1,15 +1,17 @@
 """What all tests share: the import path, Hypothesis profiles, the real MNIST."""
 
-import os
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("MPLBACKEND", "Agg")  # utils.py imports pyplot; no test needs a screen
+# No test needs a screen. Not by the environment: the notebooks' kernels would inherit it
+# and draw no figures.
+matplotlib.use("Agg")
 
 # The everyday profile tries the same examples in every run, so a red test is red
 # for everybody. The other one searches: pytest --hypothesis-profile=fuzz
