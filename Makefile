@@ -12,7 +12,7 @@ help:
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
 	@echo "make bench    the speed table: classic data path against ours"
-	@echo "make fuzz     100,000 damaged IDX files against the parser"
+	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST"
 	@echo "make lint     ruff on the code and in the notebooks"
 	@echo "make clean    remove .venv and outputs; data/ stays"

@@ -16,11 +16,13 @@ import itertools
 import math
 import os
 import pickle
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -433,11 +435,23 @@ def _folders(top: Path):
 
 
 def _kaggle_folders(tried):
-    any_found = False
+    """Yield folders under /kaggle/input with the four files, those of the original MNIST first.
+
+    Fashion-MNIST, which people attach beside it, has files of the same names.
+    """
+    any_found, others = False, []
     for folder in _folders(KAGGLE_INPUT):
-        if mnist_files(folder):
+        if files := mnist_files(folder):
             any_found = True
-            yield folder
+            try:
+                original = not _odd_ones(files)
+            except (IDXError, OSError):
+                original = False
+            if original:
+                yield folder
+            else:
+                others.append(folder)
+    yield from others
     if not any_found:
         lacks = "no MNIST in any folder below it" if KAGGLE_INPUT.is_dir() else "no such folder"
         tried.append(f"{KAGGLE_INPUT}: {lacks}")
@@ -467,16 +481,23 @@ def _sha256_of_idx(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
+def _odd_ones(files: dict[str, Path]) -> list[Path]:
+    """Return those of the four files whose content is not that of the original MNIST."""
+    odd = []
+    for name, path in files.items():
+        size, sha256 = MNIST_FILES[name]
+        if _sha256_of_idx(path, size) != sha256:
+            odd.append(path)
+    return odd
+
+
 def _check_found(files: dict[str, Path], all_or_none: bool = False) -> bool:
     """Check files that were found; return whether they are the original MNIST.
 
     Warns if they are whole but not the originals; raises IDXError if one is
     damaged, or, with ``all_or_none``, if some are originals and some are not.
     """
-    odd = [
-        path for name, path in files.items() if _sha256_of_idx(path, MNIST_FILES[name][0])
-        != MNIST_FILES[name][1]
-    ]  # fmt: skip
+    odd = _odd_ones(files)
     if not odd:
         return True
     for part in ("train", "t10k"):
@@ -580,13 +601,38 @@ def _store(path: Path, content: bytes) -> None:
             raise
 
 
+def _open_url(request):
+    """Like ``urlopen``, but with a limit on the whole way to the answer's first byte.
+
+    A socket's time-out bounds each step, not their sum, and not the look-up of
+    the name: both can hang for minutes. So the work is done by a thread that
+    can be left behind.
+    """
+    answers = queue.Queue()
+
+    def work():
+        try:
+            answers.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=2 * STALL_SECONDS)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
 def _from_mirror(mirror: str, name: str) -> bytes:
     """Download one gzip-compressed file; return its uncompressed content."""
     url, size = f"{mirror}{name.replace('.', '-')}.gz", MNIST_FILES[name][0]
     request = urllib.request.Request(url, headers={"User-Agent": "mnist-notebooks"})
     body, start = bytearray(), time.monotonic()
     try:
-        with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:
+        with _open_url(request) as response:
             announced = int(response.headers.get("Content-Length") or 0)
             if announced > size:  # compressed, it has to be smaller than that
                 raise _SourceError(f"{url}: the answer is longer than the whole file")

@@ -18,6 +18,7 @@ import multiprocessing.forkserver
 import os
 import pickle
 import pickletools
+import shutil
 import signal
 import socket
 import struct
@@ -161,6 +162,14 @@ def trickle(handler, body):
             break
 
 
+def trickle_head(handler, body):
+    """A header line that never ends, each byte well within the socket's time-out."""
+    for byte in b"HTTP/1.0 200 OK\r\nX-Slow: " + b"y" * 200:
+        handler.wfile.write(bytes([byte]))
+        if handler.server.world.over.wait(0.05):
+            break
+
+
 def endless(handler, body):
     answer(handler, body)
     for _ in range(1000):  # 64 MB, which is as good as no end
@@ -208,6 +217,7 @@ FAULTS = {
     "never answers": (silent, "no answer for 0.3 seconds"),
     "stalls half-way": (stall, "no answer for 0.3 seconds"),
     "trickles": (trickle, "stalled at"),
+    "trickles its headers": (trickle_head, "no answer for 0.3 seconds"),
     "redirects in a circle": (loop, "infinite loop"),
     "redirects to a file": (redirect("file:///etc/passwd"), "not allowed"),
     "redirects to nonsense": (redirect("http://[::1"), "http://"),
@@ -318,7 +328,7 @@ def test_a_fault_of_the_first_mirror(world, closed_port, monkeypatch, capsys, ca
     world.set_fault(
         "first", name, fault or redirect(f"http://127.0.0.1:{closed_port}/{url_name(name)}")
     )
-    if fault in (silent, stall, trickle):
+    if fault in (silent, stall, trickle, trickle_head):
         monkeypatch.setattr(utils, "STALL_SECONDS", 0.3)
     assert find_mnist() == world.data
     assert_complete(world.data)
@@ -341,6 +351,22 @@ def test_a_fault_of_the_first_mirror(world, closed_port, monkeypatch, capsys, ca
     requests = len(world.requests)
     find_mnist()
     assert len(world.requests) == requests  # the second call needs no network
+
+
+def test_a_name_look_up_that_hangs(world, monkeypatch, capsys):
+    """The system's resolver knows no time-out of ours; the wait for it ends all the same."""
+
+    def hang(host, *rest, known=socket.getaddrinfo, **options):
+        if host == "hang.invalid":
+            world.over.wait(20)
+        return known(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    monkeypatch.setattr(utils, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(utils, "MIRRORS", ("http://hang.invalid/", f"{world.base}/second/"))
+    assert find_mnist() == world.data
+    assert_complete(world.data)
+    assert "no answer for 0.3 seconds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -1021,10 +1047,25 @@ def test_kaggle_takes_the_shallowest_then_the_first_by_name(world):
     assert find_mnist() == wanted
 
 
+def test_kaggle_takes_the_original_before_a_foreign_one(world, recwarn):
+    """Fashion-MNIST has the same file names; attached beside MNIST, it is not mistaken for it."""
+    lay(world.kaggle / "a-fashion", FOREIGN)
+    wanted = lay(world.kaggle / "deeper" / "mnist")
+    assert find_mnist() == wanted
+    assert not recwarn.list
+    shutil.rmtree(wanted)
+    with pytest.warns(UserWarning, match="not the original MNIST"):
+        assert find_mnist() == world.kaggle / "a-fashion"
+
+
 def test_kaggle_passes_over_a_damaged_data_set(world, capsys):
-    """The first is damaged, the second is not: used, and said."""
+    """A whole one beside it is used without a word; where there is none, the damage is named."""
     lay(world.kaggle / "a", ORIGINALS | {NAMES[2]: ORIGINALS[NAMES[2]][:-5]})
-    wanted = lay(world.kaggle / "b")
+    beside = lay(world.kaggle / "b")
+    assert find_mnist() == beside
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(beside)
+    wanted = lay(world.data)
     assert find_mnist() == wanted
     said = capsys.readouterr().err
     assert "Not used" in said
