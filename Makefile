@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help run test check fuzz lab refresh bench data lint clean
+.PHONY: help run test check fuzz lab refresh bench study data lint clean
 
 help:
 	@echo "make run      set up, get MNIST, execute every notebook into outputs/"
@@ -12,6 +12,7 @@ help:
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
 	@echo "make bench    the speed table: classic data path against ours"
+	@echo "make study    the recipe with five seeds, for notebook 03; about 20 minutes"
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST"
 	@echo "make lint     ruff on the code and in the notebooks"
@@ -53,6 +54,9 @@ lab: .venv/run.stamp
 
 refresh: .venv/run.stamp data
 	@$(PY) tools/run_notebooks.py --in-place
+
+study: .venv/run.stamp data
+	@$(PY) tools/study.py
 
 bench: .venv/run.stamp data
 	@$(PY) tools/bench.py

@@ -828,6 +828,7 @@ class BatchIndices(Sampler):
 
     def __init__(self, count: int, batch_size: int, shuffle: bool = False, seed: int | None = None):
         self.count, self.batch_size, self.shuffle = count, batch_size, shuffle
+        self.seed = seed
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __len__(self):
@@ -922,19 +923,40 @@ def new_optimizer(model) -> torch.optim.Adam:
 # --------------------------------------------------------------- training
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on. The message says where it stopped and what the causes may be."""
+
+
 def train_epoch(model, loader, optimizer, device="cpu", label="training") -> float:
-    """Train for one pass over the loader; return the mean loss per sample."""
+    """Train for one pass over the loader; return the mean loss per sample.
+
+    Raises TrainingError, with the number of the batch, if a loss is not finite.
+    """
     model.train()
-    total, count = 0.0, 0
-    for images, labels in tqdm(loader, desc=label, unit="batch", leave=False, mininterval=0.5):
+    losses, counts = torch.zeros(len(loader), device=device), torch.zeros(len(loader))
+    bar = tqdm(loader, desc=label, unit="batch", leave=False, mininterval=0.5)
+    for number, (images, labels) in enumerate(bar):
         images, labels = images.to(device), labels.to(device)
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(labels)
-        count += len(labels)
-    return float(total) / count
+        losses[number], counts[number] = loss.detach(), len(labels)
+        # Looking at a number makes a GPU wait, so look at a hundred at a time.
+        if number % 100 == 99 or number == len(loader) - 1:
+            _check_finite(losses, label)
+    return float((losses.cpu().double() * counts).sum() / counts.sum())
+
+
+def _check_finite(losses, label: str) -> None:
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise TrainingError(
+            f"{label}, batch {bad[0] + 1} of {len(losses)}: expected a finite loss, found "
+            f"{losses[bad[0]].item()}. Likely causes: the learning rate is too high, the images "
+            f"hold values that are not finite or were not normalised, or the network started from "
+            f"weights that are not finite. What was saved before is still good."
+        )
 
 
 @torch.inference_mode()
@@ -951,6 +973,131 @@ def evaluate(model, loader, device="cpu") -> tuple[float, float]:
         count += len(labels)
     model.train(was_training)
     return float(total) / count, int(correct) / count
+
+
+def stratified_split(labels, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split positions into a large and a small part with the same shares of each class.
+
+    ``labels`` is an int64 tensor (N,), ``count`` the size of the small part, a
+    divisor of N. Returns two int64 tensors (N - count,) and (count,), sorted.
+    """
+    if count < 1 or len(labels) % count:
+        raise ValueError(f"count: expected a divisor of {len(labels):,}, found {count:,}")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = order[labels[order].argsort(stable=True)]  # shuffled within each class
+    small = by_class[:: len(labels) // count].sort().values
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[small] = False
+    return kept.nonzero().flatten(), small
+
+
+def fit(model, optimizer, train_loader, test_loaders, epochs, device="cpu", state_path=None):
+    """Train for some epochs, measure after each, and survive being stopped.
+
+    ``test_loaders`` maps a name to a loader. Returns a dict of lists with one
+    float an epoch: ``train_loss``, and ``NAME_loss`` and ``NAME_accuracy`` for
+    each name. With a ``state_path``, everything that the next epoch depends on
+    is saved there after each epoch, and a call with the same arguments goes on
+    where an earlier one was stopped, to the same result bit for bit. The file
+    is removed once all epochs are done.
+
+    Raises TrainingError if a loss is not finite, and CheckpointError if the
+    file at ``state_path`` belongs to another run or is damaged.
+    """
+    run = _describe_run(model, optimizer, train_loader, test_loaders, device)
+    history = {"train_loss": []}
+    for name in test_loaders:
+        history |= {f"{name}_loss": [], f"{name}_accuracy": []}
+    if state_path is not None and Path(state_path).is_file():
+        history = _load_state(state_path, run, model, optimizer, train_loader)
+        print(f"Going on after epoch {len(history['train_loss'])}, from {Path(state_path).name}.")
+    try:
+        for epoch in range(len(history["train_loss"]) + 1, epochs + 1):
+            label = f"epoch {epoch}"
+            loss = train_epoch(model, train_loader, optimizer, device, label)
+            figures = {"train_loss": loss}
+            for name, loader in test_loaders.items():
+                figures[f"{name}_loss"], figures[f"{name}_accuracy"] = evaluate(
+                    model, loader, device
+                )
+            for key, value in figures.items():
+                history[key].append(value)
+            if state_path is not None:
+                _save_state(state_path, run, model, optimizer, train_loader, history)
+            print(f"epoch {epoch:2d}" + "".join(map(_column, figures.items())), flush=True)
+    except KeyboardInterrupt:
+        done = len(history["train_loss"])
+        if state_path is None or not done:
+            print(f"Stopped in epoch {done + 1}. Nothing was saved: the next run starts anew.")
+        else:
+            print(f"Stopped. The state after epoch {done} is in {Path(state_path).name}: run the "
+                  f"same again, in a new session too, to go on from there.")  # fmt: skip
+        raise
+    if state_path is not None:
+        Path(state_path).unlink(missing_ok=True)
+    return history
+
+
+def _column(figure) -> str:
+    key, value = figure
+    shown = f"{value:.2%}" if key.endswith("accuracy") else f"{value:.4f}"
+    return f"   {key.replace('train_', 'training_').replace('_', ' ')} {shown}"
+
+
+def _describe_run(model, optimizer, train_loader, test_loaders, device) -> dict:
+    """What must be the same for two calls of ``fit`` to be one run."""
+    sampler, settings = train_loader.sampler, optimizer.param_groups[0]
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "network": f"{type(model).__name__}, {parameters} parameters",
+        "optimiser": f"{type(optimizer).__name__}, lr {settings['lr']}, "
+        f"weight decay {settings.get('weight_decay', 0)}",
+        "training samples": sampler.count,
+        "batch size": sampler.batch_size,
+        "seed": sampler.seed,
+        "tests": ", ".join(test_loaders),
+        "device": torch.device(device).type,
+    }  # fmt: skip
+
+
+def _save_state(path, run, model, optimizer, train_loader, history) -> None:
+    generator = train_loader.sampler.generator
+    content = {
+        "run": run,
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "history": history,
+        # Where the order of the pictures, and any other random choice, goes on from.
+        "order": torch.empty(0) if generator is None else generator.get_state(),
+        "random": torch.get_rng_state(),
+    }
+    _replace_atomically(Path(path), lambda file: torch.save(content, file))
+
+
+def _load_state(path, run, model, optimizer, train_loader) -> dict:
+    content = _load_safely(path)
+    keys = {"run", "model_state_dict", "optimizer_state_dict", "history", "order", "random"}
+    if not isinstance(content, dict) or set(content) != keys:
+        raise CheckpointError(
+            f"{path}: expected the state of a run that was stopped, found another kind of file. "
+            f"Delete or move it to start anew."
+        )
+    differences = [
+        f"{key}: {content['run'].get(key)} there, {run[key]} here"
+        for key in run if content["run"].get(key) != run[key]
+    ]  # fmt: skip
+    if differences:
+        raise CheckpointError(
+            f"{path}: expected the state of this run, found that of another one "
+            f"({'; '.join(differences)}). Delete or move it to start anew."
+        )
+    _check_weights(path, model, content["model_state_dict"])
+    model.load_state_dict(content["model_state_dict"])
+    optimizer.load_state_dict(content["optimizer_state_dict"])
+    if train_loader.sampler.generator is not None:
+        train_loader.sampler.generator.set_state(content["order"])
+    torch.set_rng_state(content["random"])
+    return content["history"]
 
 
 # ------------------------------------------------------------ checkpoints
@@ -987,8 +1134,23 @@ def load_checkpoint(path, model, optimizer=None) -> dict:
     Raises CheckpointError, before anything is changed, if the file is not a
     checkpoint of this network; FileNotFoundError if there is none.
     """
+    content = _load_safely(path)
+    found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    if found != sorted(CHECKPOINT_KEYS):
+        raise CheckpointError(
+            f"{path}: expected a dict with the keys {', '.join(sorted(CHECKPOINT_KEYS))}, "
+            f"found {', '.join(found) if isinstance(content, dict) else found}."
+        )
+    _check_weights(path, model, content["model_state_dict"])
+    model.load_state_dict(content["model_state_dict"])
+    if optimizer is not None:
+        optimizer.load_state_dict(content["optimizer_state_dict"])
+    return content
+
+
+def _load_safely(path):
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
@@ -1003,13 +1165,14 @@ def load_checkpoint(path, model, optimizer=None) -> dict:
             f"{path}: expected a checkpoint of tensors and plain values, found {found}. "
             f"Get the file again, or train again with notebook 03."
         ) from None
-    found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    if found != sorted(CHECKPOINT_KEYS):
+
+
+def _check_weights(path, model, state) -> None:
+    expected = model.state_dict()
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise CheckpointError(
-            f"{path}: expected a dict with the keys {', '.join(sorted(CHECKPOINT_KEYS))}, "
-            f"found {', '.join(found) if isinstance(content, dict) else found}."
+            f"{path}: expected a dict of tensors as weights, found another thing."
         )
-    expected, state = model.state_dict(), content["model_state_dict"]
     differences = [f"{key} is missing" for key in expected if key not in state]
     differences += [f"{key} is not in this network" for key in state if key not in expected]
     differences += [
@@ -1021,10 +1184,6 @@ def load_checkpoint(path, model, optimizer=None) -> dict:
             f"{path}: expected the weights of {type(model).__name__}, found another network: "
             f"{'; '.join(differences)}."
         )
-    model.load_state_dict(state)
-    if optimizer is not None:
-        optimizer.load_state_dict(content["optimizer_state_dict"])
-    return content
 
 
 def trained_model(device="cpu") -> tuple[MnistClassifier, dict]:
@@ -1042,13 +1201,11 @@ def trained_model(device="cpu") -> tuple[MnistClassifier, dict]:
     if path is None:
         print("No modelku.pth found: training for 2 epochs instead of 10, under a minute.")
         print("Run notebook 03 for the full recipe.")
-        optimizer, losses = new_optimizer(model), ([], [])
+        optimizer = new_optimizer(model)
         loader = make_loader(load_mnist("train"), shuffle=True, seed=0)
         test_loader = make_loader(load_mnist("test"), batch_size=500)
-        for epoch in (1, 2):
-            losses[0].append(train_epoch(model, loader, optimizer, device, f"epoch {epoch}"))
-            losses[1].append(evaluate(model, test_loader, device)[0])
-        save_checkpoint(quick, model, optimizer, 2, *losses)
+        history = fit(model, optimizer, loader, {"test": test_loader}, epochs=2, device=device)
+        save_checkpoint(quick, model, optimizer, 2, history["train_loss"], history["test_loss"])
         path = quick
     checkpoint = load_checkpoint(path, model)
     print(f"Loaded {path.name}, trained for {checkpoint['epoch']} epochs.")
