@@ -1010,7 +1010,13 @@ def fit(model, optimizer, train_loader, test_loaders, epochs, device="cpu", stat
         history |= {f"{name}_loss": [], f"{name}_accuracy": []}
     if state_path is not None and Path(state_path).is_file():
         history = _load_state(state_path, run, model, optimizer, train_loader)
-        print(f"Going on after epoch {len(history['train_loss'])}, from {Path(state_path).name}.")
+        done = len(history["train_loss"])
+        if done > epochs:
+            raise CheckpointError(
+                f"{state_path}: expected the state of at most {epochs} epochs, found {done}. "
+                f"Ask for more epochs, or delete or move it to start anew."
+            )
+        print(f"Going on after epoch {done}, from {Path(state_path).name}.")
     try:
         for epoch in range(len(history["train_loss"]) + 1, epochs + 1):
             label = f"epoch {epoch}"

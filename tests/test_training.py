@@ -103,6 +103,16 @@ def test_resumed_in_another_process_s_place(setting, tmp_path):
     assert list(tmp_path.iterdir()) == []  # a finished run leaves no state behind
 
 
+def test_fewer_epochs_than_were_done_are_refused(setting, tmp_path):
+    state = tmp_path / "state.pth"
+    model, optimizer, loader, tests = setting()
+    run = utils._describe_run(model, optimizer, loader, tests, "cpu")
+    utils._save_state(state, run, model, optimizer, loader, {"train_loss": [0.3, 0.2]})
+    with pytest.raises(utils.CheckpointError, match="at most 1 epochs, found 2"):
+        utils.fit(*setting(), 1, state_path=state)
+    assert state.is_file()
+
+
 def test_interrupted_by_hand(setting, tmp_path, capsys):
     """Ctrl-C leaves a state that can be used and a sentence that says how."""
     state = tmp_path / "state.pth"
@@ -214,6 +224,7 @@ def test_a_checkpoint_from_a_gpu_loads_on_a_cpu(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- repeats
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_seed_agree_to_the_last_bit():
     code = (
         "import torch, utils\n"
@@ -256,7 +267,7 @@ def test_the_study_s_stored_figures_come_back():
     if stored["provenance"] == study.provenance():
         assert {key: values[0] for key, values in history.items()} == expected
     assert history["train_loss"][0] == pytest.approx(expected["train_loss"], rel=0.05)
-    assert history["test_accuracy"][0] == pytest.approx(expected["test_accuracy"], abs=0.008)
+    assert history["test_accuracy"][0] == pytest.approx(expected["test_accuracy"], abs=0.015)
 
 
 def test_the_study_is_complete():
