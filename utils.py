@@ -998,8 +998,8 @@ def fit(model, optimizer, train_loader, test_loaders, epochs, device="cpu", stat
     float an epoch: ``train_loss``, and ``NAME_loss`` and ``NAME_accuracy`` for
     each name. With a ``state_path``, everything that the next epoch depends on
     is saved there after each epoch, and a call with the same arguments goes on
-    where an earlier one was stopped, to the same result bit for bit. The file
-    is removed once all epochs are done.
+    where an earlier one was stopped, to the same result bit for bit. Delete the
+    file once the result is safe: until then a further call trains no more.
 
     Raises TrainingError if a loss is not finite, and CheckpointError if the
     file at ``state_path`` belongs to another run or is damaged.
@@ -1017,6 +1017,7 @@ def fit(model, optimizer, train_loader, test_loaders, epochs, device="cpu", stat
                 f"Ask for more epochs, or delete or move it to start anew."
             )
         print(f"Going on after epoch {done}, from {Path(state_path).name}.")
+    saved = len(history["train_loss"])
     try:
         for epoch in range(len(history["train_loss"]) + 1, epochs + 1):
             label = f"epoch {epoch}"
@@ -1030,17 +1031,15 @@ def fit(model, optimizer, train_loader, test_loaders, epochs, device="cpu", stat
                 history[key].append(value)
             if state_path is not None:
                 _save_state(state_path, run, model, optimizer, train_loader, history)
+                saved = epoch
             print(f"epoch {epoch:2d}" + "".join(map(_column, figures.items())), flush=True)
     except KeyboardInterrupt:
-        done = len(history["train_loss"])
-        if state_path is None or not done:
-            print(f"Stopped in epoch {done + 1}. Nothing was saved: the next run starts anew.")
+        if not saved:
+            print("Stopped. No epoch was finished and saved: the next run starts anew.")
         else:
-            print(f"Stopped. The state after epoch {done} is in {Path(state_path).name}: run the "
+            print(f"Stopped. The state after epoch {saved} is in {Path(state_path).name}: run the "
                   f"same again, in a new session too, to go on from there.")  # fmt: skip
         raise
-    if state_path is not None:
-        Path(state_path).unlink(missing_ok=True)
     return history
 
 
@@ -1083,7 +1082,8 @@ def _save_state(path, run, model, optimizer, train_loader, history) -> None:
 def _load_state(path, run, model, optimizer, train_loader) -> dict:
     content = _load_safely(path)
     keys = {"run", "model_state_dict", "optimizer_state_dict", "history", "order", "random"}
-    if not isinstance(content, dict) or set(content) != keys:
+    whole = isinstance(content, dict) and set(content) == keys
+    if not whole or not isinstance(content["run"], dict):
         raise CheckpointError(
             f"{path}: expected the state of a run that was stopped, found another kind of file. "
             f"Delete or move it to start anew."

@@ -41,6 +41,7 @@ def train(folder, data):
         history["train_loss"],
         history["test_loss"],
     )
+    (folder / "state.pth").unlink()
 
 
 def fork(folder, data) -> int:

@@ -100,7 +100,11 @@ def test_resumed_in_another_process_s_place(setting, tmp_path):
     resumed = utils.fit(*again, 4, state_path=state)
     assert resumed == history
     assert_same(again[:2], (model, optimizer))
-    assert list(tmp_path.iterdir()) == []  # a finished run leaves no state behind
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pth"]
+    # Killed before its result was saved, a finished run gives the result again.
+    third = setting()
+    assert utils.fit(*third, 4, state_path=state) == history
+    assert_same(third[:2], (model, optimizer))
 
 
 def test_fewer_epochs_than_were_done_are_refused(setting, tmp_path):

@@ -81,6 +81,7 @@ def main() -> None:
                 model, optimizer, loader, loaders, EPOCHS, state_path=state
             )
             write(partial, study)
+            state.unlink()  # only now: its figures are safe
     write(RESULT, study)
     partial.unlink()
     print(f"Stored in {RESULT.relative_to(utils.ROOT)}")
