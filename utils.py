@@ -1155,22 +1155,21 @@ def load_checkpoint(path, model, optimizer=None) -> dict:
 
 
 def _load_safely(path):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # PyTorch's own message suggests to load the file without the safeguard: not passed on.
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = (
-            f"one that carries code ({code[1]}); it was not run"
-            if code
-            else f"a damaged file or one of another kind ({type(error).__name__})"
-        )
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of tensors and plain values, found {found}. "
-            f"Get the file again, or train again with notebook 03."
-        ) from None
+    with open(path, "rb") as file:  # so that a missing file is told from a damaged one
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # PyTorch's own message suggests to load without the safeguard: not passed on.
+            code = re.search(r"GLOBAL ([\w.]+)", str(error))
+            found = (
+                f"one that carries code ({code[1]}); it was not run"
+                if code
+                else f"a damaged file or one of another kind ({type(error).__name__})"
+            )
+            raise CheckpointError(
+                f"{path}: expected a checkpoint of tensors and plain values, found {found}. "
+                f"Get the file again, or train again with notebook 03."
+            ) from None
 
 
 def _check_weights(path, model, state) -> None:

@@ -293,6 +293,16 @@ def edited(path, **changes):
     ("spoil", "says"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:2000]), "damaged file"),
+        *(
+            (
+                lambda path, n=n: path.write_bytes(
+                    path.read_bytes()[: n * path.stat().st_size // 9]
+                ),
+                "damaged file",
+            )
+            for n in range(9)
+        ),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "damaged file"),
         (lambda path: path.write_bytes(b"<html>503</html>"), "damaged file"),
         (lambda path: path.write_bytes(b""), "damaged file"),
         (lambda path: torch.save([1, 2], path), "found list"),
