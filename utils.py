@@ -1234,7 +1234,8 @@ def show_images(images, titles=None, columns=10, size=1.0, cmap="gray", limit=No
     """Draw images, an array or tensor (N, height, width), in a grid, ``size`` inches each.
 
     With ``limit`` the colours run from -limit to +limit, so that zero is the
-    middle of the colour map; without it, each image uses its own range.
+    middle of the colour map, or between the two numbers of a pair; without it,
+    each image uses its own range.
     """
     images, titles = np.asarray(images), list(titles) if titles is not None else []
     rows = math.ceil(len(images) / columns)
@@ -1243,10 +1244,10 @@ def show_images(images, titles=None, columns=10, size=1.0, cmap="gray", limit=No
     figure, axes = plt.subplots(
         rows, columns, figsize=(columns * size, rows * height), squeeze=False
     )
+    low, high = limit if isinstance(limit, tuple) else (limit and -limit, limit)
     for axis in axes.flat:
         axis.set_axis_off()
     for position, (axis, image) in enumerate(zip(axes.flat, images)):
-        low, high = (None, None) if limit is None else (-limit, limit)
         axis.imshow(image, cmap=cmap, vmin=low, vmax=high)
         if titles:
             axis.set_title(titles[position], fontsize=9)

@@ -8,6 +8,8 @@ Stops at the first cell that fails and shows it.
 """
 
 import argparse
+import base64
+import io
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -74,6 +77,17 @@ def execute(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def shrink_figures(notebook: nbformat.NotebookNode) -> None:
+    """Store each PNG with a palette of 256 colours: a third of the bytes, the same to the eye."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                figure = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+                small = io.BytesIO()
+                figure.convert("RGB").quantize(dither=Image.Dither.NONE).save(small, "PNG")
+                output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="first letters of notebook names; all if none")
@@ -95,6 +109,8 @@ def main() -> int:
         except (CellExecutionError, DeadKernelError) as error:
             print(f"\n{path.name} failed:\n{error}")
             return 1
+        if arguments.in_place:
+            shrink_figures(notebook)
         target = path if arguments.in_place else utils.output_dir() / path.name
         utils._replace_atomically(
             target, lambda file, n=notebook: file.write((nbformat.writes(n) + "\n").encode())
