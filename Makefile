@@ -3,7 +3,8 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help run test check fuzz lab refresh bench study data lint clean
+.PHONY: help run test check fuzz lab refresh bench study data lint clean standalone publish \
+  test-versions
 
 help:
 	@echo "make run      set up, get MNIST, execute every notebook into outputs/"
@@ -15,8 +16,11 @@ help:
 	@echo "make study    the recipe with five seeds, for notebook 03; about 20 minutes"
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST"
+	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
+	@echo "make publish       the same on a branch, and badges that open it; REPO=owner/name"
+	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
 	@echo "make lint     ruff on the code and in the notebooks"
-	@echo "make clean    remove .venv and outputs; data/ stays"
+	@echo "make clean    remove .venv, outputs and dist; data/ stays"
 
 # A stamp file is newer than the requirements it was made from, so a second
 # `make` installs nothing; an interrupted install leaves no stamp.
@@ -41,7 +45,7 @@ data: .venv/run.stamp
 	@echo "MNIST: $$($(PY) -c 'import utils; print(utils.find_mnist())')"
 
 test: .venv/test.stamp data
-	$(PY) -m pytest tests notebooks --nbval --nbval-cell-timeout=900
+	$(PY) -m pytest tests notebooks --nbval --nbval-cell-timeout=900 -rs
 
 check: .venv/test.stamp data
 	$(PY) -m pytest tests -m "not slow"
@@ -61,8 +65,18 @@ study: .venv/run.stamp data
 bench: .venv/run.stamp data
 	@$(PY) tools/bench.py
 
+standalone: .venv/run.stamp
+	@$(PY) tools/standalone.py $(if $(KAGGLE_USER),--kaggle-user=$(KAGGLE_USER))
+
+publish: .venv/run.stamp
+	@test -n "$(REPO)" || { echo "Say where it will be: make publish REPO=owner/name"; exit 2; }
+	@$(PY) tools/publish.py $(REPO) $(if $(KAGGLE_USER),--kaggle-user=$(KAGGLE_USER))
+
+test-versions: .venv/test.stamp data
+	@$(PY) tools/test_versions.py
+
 lint: .venv/test.stamp
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv outputs dist

@@ -1,0 +1,72 @@
+"""Every page opens in a real browser: no error, no missing picture, nothing that overflows.
+
+Uses the Chromium of the system; where there is none, these tests are skipped and say so.
+"""
+
+import shutil
+
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+
+import utils
+
+pytestmark = pytest.mark.slow
+NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("*.ipynb"))
+BROWSER = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+WIDTHS = {"desktop": 1280, "phone": 390}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        pytest.skip("no Chromium found: the pages were not opened in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-quic"]
+        )
+        yield chromium
+        chromium.close()
+
+
+def pictures(notebook) -> int:
+    return sum(
+        "image/png" in output.get("data", {})
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_page_in_a_browser(browser, tmp_path, path, theme):
+    notebook = nbformat.read(path, as_version=4)
+    html, _ = HTMLExporter(theme=theme).from_notebook_node(notebook)
+    page_file = tmp_path / f"{path.stem}.html"
+    page_file.write_text(html, encoding="utf-8")
+    for width in WIDTHS.values():
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, offline=True
+        )
+        page, errors, asked_for = context.new_page(), [], []
+        page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+        page.on("request", lambda request, urls=asked_for: urls.append(request.url))
+        page.goto(page_file.as_uri())
+        assert errors == []
+        sizes = page.eval_on_selector_all(
+            "img",
+            "all => all.map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().right])",
+        )
+        assert len(sizes) == pictures(notebook)
+        assert all(complete and natural > 0 for complete, natural, _ in sizes)
+        assert all(right <= width + 1 for _, _, right in sizes), "a picture is cut off"
+        overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert overflow <= 1, f"the page is {overflow} pixels wider than the window"
+        # nbconvert's own template asks for MathJax and require.js; our pages ask for nothing.
+        outside = [url for url in asked_for if not url.startswith(("file:", "data:"))]
+        assert all("mathjax" in url.lower() or "require" in url for url in outside), outside
+        context.close()

@@ -1,0 +1,141 @@
+"""Build notebooks that need no other file of this collection.
+
+    python tools/standalone.py                        into dist/
+    python tools/standalone.py --kaggle-user NAME     and fill in the Kaggle user's name
+
+Each copy carries utils.py (and what else it reads from here) in a collapsed cell at its
+top, which writes it into the working folder. All other cells are those of the source, with
+their outputs. For Kaggle, dist/kaggle/NN_name/ holds the notebook with the metadata that
+`kaggle kernels push` asks for.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import utils  # noqa: E402
+
+NO_USER = "YOUR-KAGGLE-NAME"  # as long as nobody has filled in a name
+
+# Hidden in JupyterLab, Colab, Kaggle and nbconvert, in this order.
+COLLAPSED = {
+    "jupyter": {"source_hidden": True},
+    "cellView": "form",
+    "_kg_hide-input": True,
+    "tags": ["hide-input"],
+}
+CARRIER = """\
+# @title Run this cell first: it writes the files that this notebook brings along
+import os
+from pathlib import Path
+
+files = {{}}
+{files}
+for name, text in files.items():
+    path, unfinished = Path(name), Path(f".unfinished-{{os.getpid()}}-{{name}}")
+    if not path.exists():
+        unfinished.write_bytes(text.encode())
+        unfinished.replace(path)
+    elif path.read_bytes() != text.encode():
+        raise FileExistsError(
+            f"{{path.resolve()}}: expected no such file, or the one that this notebook brings "
+            f"along, found another one. Run the notebook in a folder of its own, or move the "
+            f"file away; if it is an older version from this collection, delete it."
+        )
+"""
+
+
+def carried_files(notebook) -> dict[str, Path]:
+    """What a notebook reads from this repository, by the name it has beside a copy of it."""
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    names = re.findall(r'"(\w+\.json)"', source)
+    places = {name: ROOT / "notebooks" / name for name in names}
+    return {"utils.py": ROOT / "utils.py"} | {n: p for n, p in places.items() if p.is_file()}
+
+
+def standalone(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook at ``path`` with a first cell that carries what it needs."""
+    notebook = nbformat.read(path, as_version=4)
+    parts = []
+    for name, file in carried_files(notebook).items():
+        text = file.read_text(encoding="utf-8")
+        if "'''" in text or text.endswith("\\"):
+            raise ValueError(f"{file}: expected text that fits between r''' and '''")
+        parts.append(f"files[\"{name}\"] = r'''{text}'''")
+    cell = nbformat.v4.new_code_cell(CARRIER.format(files="\n".join(parts)), metadata=COLLAPSED)
+    cell.id = f"{path.name[:2]}-files"
+    notebook.cells.insert(0, cell)
+    return notebook
+
+
+def kernel_metadata(path: Path, user: str) -> dict:
+    """Return what Kaggle's command line asks for, with the slug made from the title as it does."""
+    number, name = path.stem.split("_", 1)
+
+    def title(number, name):
+        return f"Handwritten digits {number} {name.replace('_', ' ')}"
+
+    def slug(title):
+        return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+    sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    training = f"{user}/{slug(title('03', 'training'))}"
+    return {
+        "id": f"{user}/{slug(title(number, name))}",
+        "title": title(number, name),
+        "code_file": path.name,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_internet": False,
+        "machine_shape": "NvidiaTeslaT4",
+        "dataset_sources": ["hojjatk/mnist-dataset"],
+        "kernel_sources": [training] if any("trained_model(" in s for s in sources) else [],
+        "competition_sources": [],
+        "model_sources": [],
+    }
+
+
+def build(target: Path, user: str = NO_USER) -> list[Path]:
+    """Write every standalone notebook below ``target``; return the paths of all files."""
+    written = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = (nbformat.writes(standalone(path)) + "\n").encode()
+        metadata = (json.dumps(kernel_metadata(path, user), indent=2) + "\n").encode()
+        folder = target / "kaggle" / path.stem
+        for file, content in (
+            (target / path.name, notebook),
+            (folder / path.name, notebook),
+            (folder / "kernel-metadata.json", metadata),
+        ):
+            utils._replace_atomically(file, lambda out, content=content: out.write(content))
+            written.append(file)
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kaggle-user", default=NO_USER, help="your user name on Kaggle")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder to write to")
+    arguments = parser.parse_args()
+    if not re.fullmatch(r"[\w-]+", arguments.kaggle_user):
+        print(f"KAGGLE_USER: expected a user name, found {arguments.kaggle_user!r}")
+        return 2
+    for file in build(arguments.out, arguments.kaggle_user):
+        if file.parent == arguments.out:
+            print(f"{file.relative_to(arguments.out.parent)}  {file.stat().st_size / 1000:.0f} kB")
+    print(f"Kaggle: kaggle kernels push -p {arguments.out.name}/kaggle/NN_name")
+    if arguments.kaggle_user == NO_USER:
+        print("        (after: make standalone KAGGLE_USER=your-name)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
