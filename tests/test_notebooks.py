@@ -172,19 +172,3 @@ def test_nbval_notices_a_broken_cell(copied, tmp_path):
     result = run_nbval(path, tmp_path / "outputs")
     assert result.returncode == 1 and "failed" in result.stdout, result.stdout
     assert "RuntimeError" in result.stdout
-
-
-@pytest.mark.slow
-def test_evaluation_runs_alone_without_a_checkpoint(copied, tmp_path):
-    """In a fresh kernel, with no modelku.pth anywhere, it trains one and says so."""
-    path = copied("04_evaluation")
-    outputs = tmp_path / "outputs"
-    result = run_nbval(path, outputs)
-    assert result.returncode == 0, result.stdout
-    assert [file.name for file in outputs.iterdir()] == ["quick_model.pth"]
-    again = subprocess.run(
-        [sys.executable, "-c", "import utils; utils.trained_model()"],
-        cwd=utils.ROOT, env=os.environ | {"MNIST_OUTPUT_DIR": str(outputs)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "Loaded quick_model.pth, trained for 2 epochs." in again.stdout

@@ -213,6 +213,11 @@ def test_on_colab(mirror, tmp_path, name):
     assert [p.name for p in platform.work.glob("outputs/*")] == results.get(name, [])
     if name == "04_evaluation":
         assert "No modelku.pth found: training for 2 epochs" in printed
+        again = subprocess.run(
+            [sys.executable, "-c", "import utils; utils.trained_model()"],
+            cwd=platform.work, env=platform.environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "Loaded quick_model.pth, trained for 2 epochs." in again.stdout
 
 
 # ---------------------------------------------------------------- nothing
