@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .PHONY: help run test check fuzz lab refresh bench study data lint clean standalone publish \
-  test-versions
+  test-versions test-thorough
 
 help:
 	@echo "make run      set up, get MNIST, execute every notebook into outputs/"
@@ -19,8 +19,9 @@ help:
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
 	@echo "make publish       the same on a branch, and badges that open it; REPO=owner/name"
 	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
+	@echo "make test-thorough the long notebooks on the other kind of Kaggle mounts"
 	@echo "make lint     ruff on the code and in the notebooks"
-	@echo "make clean    remove .venv, outputs and dist; data/ stays"
+	@echo "make clean    remove .venv and outputs; data/ and dist/ stay"
 
 # A stamp file is newer than the requirements it was made from, so a second
 # `make` installs nothing; an interrupted install leaves no stamp.
@@ -70,7 +71,10 @@ standalone: .venv/run.stamp
 
 publish: .venv/run.stamp
 	@test -n "$(REPO)" || { echo "Say where it will be: make publish REPO=owner/name"; exit 2; }
-	@$(PY) tools/publish.py $(REPO) $(if $(KAGGLE_USER),--kaggle-user=$(KAGGLE_USER))
+	@$(PY) tools/publish.py $(REPO)
+
+test-thorough: .venv/test.stamp data
+	$(PY) -m pytest tests -m thorough
 
 test-versions: .venv/test.stamp data
 	@$(PY) tools/test_versions.py
@@ -79,4 +83,4 @@ lint: .venv/test.stamp
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
-	rm -rf .venv outputs dist
+	rm -rf .venv outputs

@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError
 from packaging.requirements import Requirement
 
 import utils
-from tools import publish, standalone
+from tools import publish, standalone, test_versions
 
 NAMES = ["01_idx_files", "02_model", "03_training", "04_evaluation"]
 every_notebook = pytest.mark.parametrize("name", NAMES)
@@ -79,14 +79,21 @@ class Platform:
             shutil.copy(source, path)
             path.chmod(0o444)
 
+    def list_input(self):
+        return {
+            path: (path.stat().st_size, path.stat().st_mtime_ns) for path in self.input.rglob("*")
+        }
+
     def run(self, name: str) -> str:
         """Execute a standalone notebook; return what it printed. Raises what a cell raises."""
-        notebook = standalone.standalone(utils.ROOT / "notebooks" / f"{name}.ipynb")
+        source = nbformat.read(utils.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        notebook = standalone.standalone(source, name)
         text = nbformat.writes(notebook).replace("/kaggle", str(self.top / "kaggle"))
         if self.mirror:
             text = re.sub(r"https://(ossci|storage)[\w./-]+/mnist/", self.mirror, text)
         notebook = nbformat.reads(text, as_version=4)
-        folders = [path for path in self.input.rglob("*") if path.is_dir()]
+        folders = [path for path in (self.input, *self.input.rglob("*")) if path.is_dir()]
+        before = self.list_input()
         for path in folders:
             path.chmod(0o555)
         client = NotebookClient(
@@ -98,6 +105,7 @@ class Platform:
         finally:
             for path in folders:
                 path.chmod(0o755)
+            assert self.list_input() == before  # root is not kept from writing by a mode
         return "".join(
             output.text
             for cell in notebook.cells
@@ -354,6 +362,40 @@ def test_kernel_metadata(dist, name):
     assert set(other) <= {training["id"]}
 
 
+def test_edited_copies_are_not_replaced(tmp_path):
+    standalone.build(tmp_path)
+    standalone.build(tmp_path, "another")  # untouched ones are
+    path = tmp_path / "kaggle" / NAMES[3] / f"{NAMES[3]}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[5].source += "\n# my exercise"
+    nbformat.write(notebook, path)
+    listing = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    with pytest.raises(standalone.NotebookError, match="somebody has changed or made"):
+        standalone.build(tmp_path, "third")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == listing
+
+
+def test_the_sources_are_not_replaced(tmp_path, monkeypatch):
+    shutil.copytree(utils.ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(utils.ROOT / "utils.py", tmp_path)
+    monkeypatch.setattr(standalone, "ROOT", tmp_path)
+    with pytest.raises(standalone.NotebookError):
+        standalone.build(tmp_path / "notebooks")
+
+
+def test_other_notebooks_are_left_alone(tmp_path, monkeypatch):
+    shutil.copytree(utils.ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(utils.ROOT / "utils.py", tmp_path)
+    monkeypatch.setattr(standalone, "ROOT", tmp_path)
+    for name in ("Untitled.ipynb", "my_notes.ipynb"):
+        (tmp_path / "notebooks" / name).write_text("private")
+    standalone.build(tmp_path / "dist")
+    assert [path.stem for path in sorted((tmp_path / "dist").glob("*.ipynb"))] == NAMES
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "notebooks" / "09_empty.ipynb")
+    with pytest.raises(standalone.NotebookError, match="09_empty.ipynb: expected a Markdown cell"):
+        standalone.build(tmp_path / "dist")
+
+
 def test_make_standalone_refuses_a_strange_user(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["standalone.py", "--kaggle-user", "a/b"])
     assert standalone.main() == 2
@@ -375,8 +417,9 @@ def checkout(tmp_path, monkeypatch):
     for kind in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{kind}_NAME", "Somebody")
         monkeypatch.setenv(f"GIT_{kind}_EMAIL", "somebody@example.org")
-    for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # whatever the user's own may say
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "another" / ".git"))  # as in a git hook
     monkeypatch.setattr(publish, "ROOT", root)
     monkeypatch.setattr(standalone, "ROOT", root)
     publish.git("init", "--quiet", "--initial-branch=main")
@@ -412,9 +455,9 @@ def test_every_badge_opens_a_file_of_the_branch(checkout, monkeypatch, capsys):
             )
             assert shown.cells[1].source == pages[name]  # the copies have the badges too
         linked = {file for page in pages.values() for file in linked_files(page, repo)}
-        assert linked == {f"{name}.ipynb" for name in NAMES} <= set(files)
+        assert linked == {f"{name}.ipynb" for name in NAMES}
         assert linked_files(pages["README.md"], repo) == [f for f in sorted(linked) for _ in "12"]
-        assert {Path(file).suffix for file in files} == {".ipynb", ".json"}
+        assert sorted(linked) == sorted(files)
     assert "nothing new" in capsys.readouterr().out  # the second of the three
     assert publish.git("rev-list", "--count", publish.BRANCH) == "2"
     assert publish.git("branch", "--show-current") == "main"
@@ -430,11 +473,77 @@ def test_publish_refuses_what_is_no_repository_name(checkout, monkeypatch, capsy
     assert publish.git("status", "--porcelain") == ""
 
 
-def test_publish_refuses_to_write_the_branch_that_is_checked_out(checkout, monkeypatch, capsys):
+def refused(checkout, monkeypatch, capsys, message, repo="someone/digits"):
+    """Publishing says this, and leaves pages and branches as they were."""
+    before = publish.git("status", "--porcelain"), publish.git("show-ref")
+    assert run_publish(monkeypatch, repo) == 1
+    assert message in capsys.readouterr().out
+    assert (publish.git("status", "--porcelain"), publish.git("show-ref")) == before
+
+
+def test_publish_refuses_a_branch_that_is_in_use(checkout, monkeypatch, capsys):
     publish.git("switch", "--quiet", "-c", publish.BRANCH)
-    assert run_publish(monkeypatch, "someone/digits") == 2
-    assert "switch to another one" in capsys.readouterr().out
-    assert publish.git("status", "--porcelain") == ""
+    refused(checkout, monkeypatch, capsys, "is checked out: switch to another one")
+
+
+def test_publish_refuses_somebody_elses_branch(checkout, monkeypatch, capsys):
+    publish.git("branch", publish.BRANCH)  # with all of main's files
+    refused(checkout, monkeypatch, capsys, "expected a branch with nothing but standalone")
+
+
+def test_publish_needs_an_identity(checkout, monkeypatch, capsys):
+    for kind in ("AUTHOR", "COMMITTER"):
+        monkeypatch.delenv(f"GIT_{kind}_NAME")
+        monkeypatch.delenv(f"GIT_{kind}_EMAIL")
+    publish.git("config", "user.useConfigOnly", "true")
+    refused(checkout, monkeypatch, capsys, "commit-tree")
+
+
+def test_publish_needs_its_row_in_the_table(checkout, monkeypatch, capsys):
+    readme = checkout / "README.md"
+    readme.write_text(readme.read_text().replace("| [`02_model`]", "| Model: [`02_model`]"))
+    refused(checkout, monkeypatch, capsys, "that starts with a link to notebooks/02_model.ipynb")
+
+
+def test_publish_leaves_other_badges_and_line_ends_alone(checkout, monkeypatch):
+    readme = checkout / "README.md"
+    mine = "[![Open in Colab](a.svg)](https://colab.research.google.com/github/me/x/blob/main/a)"
+    with open(readme, "w", newline="") as file:
+        file.write((f"{mine}\n\n" + (utils.ROOT / "README.md").read_text()).replace("\n", "\r\n"))
+    assert run_publish(monkeypatch, "someone/digits") == 0
+    text = readme.read_bytes().decode()
+    assert text.startswith(f"{mine}\r\n\r\n# ") and text.count("\n") == text.count("\r\n")
+    assert text.count("/someone/digits/") == 2 * len(NAMES)
+
+
+def test_publish_ignores_filters(checkout, monkeypatch):
+    """Such as nbstripout's, which takes the outputs away."""
+    (checkout / ".git" / "info" / "attributes").write_text("*.ipynb filter=strip\n")
+    publish.git("config", "filter.strip.clean", "echo stripped")
+    assert run_publish(monkeypatch, "someone/digits") == 0
+    assert len(publish.git("show", f"{publish.BRANCH}:{NAMES[1]}.ipynb")) > 100_000
+
+
+def test_publish_goes_on_from_what_is_on_the_server(checkout, monkeypatch, capsys, tmp_path):
+    """So that its branch can be pushed without force, from a fresh clone too."""
+    server = tmp_path / "server.git"
+    publish.git("init", "--quiet", "--bare", str(server))
+    publish.git("remote", "add", "origin", str(server))
+    for repo in ("someone/digits", "else/where"):  # the second as if from a fresh clone
+        assert run_publish(monkeypatch, repo) == 0
+        publish.git("push", "--quiet", "origin", publish.BRANCH)
+        publish.git("branch", "-D", publish.BRANCH)
+        publish.git("fetch", "--quiet")
+    publish.git("branch", publish.BRANCH, f"origin/{publish.BRANCH}~1")  # one behind
+    assert run_publish(monkeypatch, "third/place") == 0
+    publish.git("push", "--quiet", "origin", publish.BRANCH)
+    assert publish.git("rev-list", "--count", publish.BRANCH) == "3"
+    publish.git("fetch", "--quiet")
+    tree = publish.git("rev-parse", f"{publish.BRANCH}^{{tree}}")
+    other = publish.git("commit-tree", tree, "-p", f"{publish.BRANCH}~1", "-m", "another")
+    publish.git("update-ref", f"refs/heads/{publish.BRANCH}", other)
+    publish.git("restore", ".")
+    refused(checkout, monkeypatch, capsys, "have gone different ways", "fourth/one")
 
 
 def test_no_badge_points_anywhere_unless_published():
@@ -469,8 +578,14 @@ def test_nothing_is_pinned_over_the_platform(platform):
 
 
 def test_python_versions_of_the_platforms_are_supported():
+    """The code is checked against the oldest Python that the Makefile admits."""
     makefile = (utils.ROOT / "Makefile").read_text()
-    assert "sys.version_info < (3, 10)" in makefile  # Kaggle has 3.12, Colab 3.13
+    oldest = re.search(r"sys\.version_info < \((\d+), (\d+)\)", makefile).groups()
+    target = re.search(
+        r'target-version = "py(\d)(\d+)"', (utils.ROOT / "pyproject.toml").read_text()
+    )
+    assert oldest == target.groups() == ("3", "10")  # Kaggle has 3.12, Colab 3.13
+    assert ".".join(oldest) == test_versions.OLDEST_PYTHON
 
 
 def test_workflow_runs_the_tests_on_pushes_and_weekly():
@@ -479,7 +594,11 @@ def test_workflow_runs_the_tests_on_pushes_and_weekly():
     events = workflow[True]  # YAML 1.1 reads the key "on" as true
     assert "push" in events and publish.BRANCH in events["push"]["branches-ignore"]
     assert re.fullmatch(r"\d+ \d+ \* \* \d", events["schedule"][0]["cron"])
-    steps = [step.get("run", "") for step in workflow["jobs"]["tests"]["steps"]]
-    assert "make test" in steps
-    assert any("make publish REPO=${{ github.repository }}" in step for step in steps)
-    assert any(f"git push origin {publish.BRANCH}" in step for step in steps)
+    jobs = workflow["jobs"]
+    tests, refresh = (
+        [step.get("run", "") for step in jobs[name]["steps"]] for name in ("tests", "standalone")
+    )
+    assert "make test" in tests and jobs["tests"]["permissions"] == {"contents": "read"}
+    assert "make publish REPO=${{ github.repository }}" in refresh[-1]
+    assert f"git push origin {publish.BRANCH}" in refresh[-1]
+    assert jobs["standalone"]["needs"] == "tests" and "'schedule'" in jobs["standalone"]["if"]

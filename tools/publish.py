@@ -4,12 +4,14 @@
 
 The badges open the notebooks of the local branch `standalone`, which holds nothing else, so
 nothing has to be fetched at run time. They are written into README.md and the head of each
-notebook in the working tree; a second run replaces them. Nothing is pushed.
+notebook in the working tree, last of all and only if the branch could be made; a second run
+replaces them. Nothing is pushed.
 """
 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,12 @@ import utils  # noqa: E402
 from tools import standalone  # noqa: E402
 
 BRANCH = "standalone"
-BADGES = re.compile(r" *\[!\[Open in \w+\]\([^)]*\)\]\([^)]*\)")
+# Only badges that open this branch: somebody's badge for another service stays.
+BADGES = re.compile(rf" ?\[!\[Open in \w+\]\([^)]*\)\]\([^)]*/blob/{BRANCH}/[^)]*\)")
+
+
+class PublishError(RuntimeError):
+    """Nothing was written. The message says why and what to do."""
 
 
 def badges(repo: str, path: str) -> str:
@@ -37,83 +44,132 @@ def badges(repo: str, path: str) -> str:
     )
 
 
-def with_badges_in_table(text: str, repo: str) -> str:
-    """Return the README with the badges after each notebook's link in the table."""
+def with_badges_in_table(text: str, repo: str, names) -> str:
+    """Return the README with badges after each notebook's link in the table."""
     text = BADGES.sub("", text)
-    return re.sub(
-        r"(?m)^\| \[`(\w+)`\]\(notebooks/\w+\.ipynb\)",
-        lambda row: f"{row[0]} {badges(repo, row[1] + '.ipynb')}",
-        text,
-    )
+    for name in names:
+        link = re.compile(rf"(?m)^(\|\s*\[[^\]\n]*\]\(notebooks/{re.escape(name)}\))")
+        text, count = link.subn(rf"\1 {badges(repo, name)}", text)
+        if count != 1:
+            raise PublishError(
+                f"README.md: expected one row of the table that starts with a link to "
+                f"notebooks/{name}, found {count}. Mend the table and try again."
+            )
+    return text
 
 
 def with_badges_in_head(text: str, repo: str, path: str) -> str:
     """Return a notebook's first cell with the badges under its title."""
     title, _, rest = BADGES.sub("", text).partition("\n")
-    return f"{title}\n\n{badges(repo, path)}\n\n{rest.strip()}"
+    return "\n\n".join(filter(None, [title, badges(repo, path), rest.strip("\n")]))
 
 
-def write_badges(repo: str) -> None:
-    def write(path, text):
-        utils._replace_atomically(path, lambda file: file.write(text.encode()))
+def git(*arguments, index=None, content=None) -> str:
+    """Run git in the repository; return what it prints. Raises CalledProcessError."""
+    # Variables that git sets for its hooks would lead to another repository.
+    environment = {k: v for k, v in os.environ.items() if k not in LEADS_ELSEWHERE}
+    if index is not None:
+        environment["GIT_INDEX_FILE"] = str(index)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], env=environment, check=True,
+        input=content, capture_output=True,
+    )  # fmt: skip
+    return done.stdout.decode().strip()
 
-    readme = ROOT / "README.md"
-    write(readme, with_badges_in_table(readme.read_text(encoding="utf-8"), repo))
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+
+LEADS_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
+
+
+def parent_commit() -> str | None:
+    """Return the commit to go on from, None for a new branch; refuse what is not ours."""
+    tips = {}
+    for reference in (f"refs/heads/{BRANCH}", f"refs/remotes/origin/{BRANCH}"):
+        tips[reference] = git("for-each-ref", "--format=%(objectname)", reference)
+    here, there = tips.values()
+    if f"branch refs/heads/{BRANCH}" in git("worktree", "list", "--porcelain").splitlines():
+        raise PublishError(f"The branch {BRANCH} is checked out: switch to another one first.")
+    tip = here or there
+    if not tip:
+        return None
+    if here and there and here != there:
+        base = git("merge-base", here, there) if related(here, there) else None
+        if base not in (here, there):
+            raise PublishError(
+                f"{BRANCH} and origin/{BRANCH} have gone different ways. To take the other one: "
+                f"git branch -f {BRANCH} origin/{BRANCH}"
+            )
+        tip = there if base == here else here
+    files = git("ls-tree", "-r", "--name-only", tip).splitlines()
+    if not all(standalone.NAME.fullmatch(name) for name in files):
+        raise PublishError(
+            f"{BRANCH}: expected a branch with nothing but standalone notebooks, found another "
+            f"one. Rename it: git branch -m {BRANCH} another-name"
+        )
+    return tip
+
+
+def related(one: str, other: str) -> bool:
+    try:
+        return bool(git("merge-base", one, other))
+    except subprocess.CalledProcessError:
+        return False
+
+
+def commit_to_branch(files: dict[str, bytes], message: str) -> str | None:
+    """Make these files the whole content of the branch; return the commit.
+
+    Works beside the working tree and the index, which stay as they are, and without git's
+    filters, so that the branch holds these very bytes. Returns None if it does already.
+    """
+    parent = parent_commit()
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Path(scratch) / "index"
+        for name, content in files.items():
+            blob = git("hash-object", "-w", "--no-filters", "--stdin", content=content)
+            git("update-index", "--add", "--cacheinfo", f"100644,{blob},{name}", index=index)
+        tree = git("write-tree", index=index)
+    if parent and git("rev-parse", f"{parent}^{{tree}}") == tree:
+        git("update-ref", f"refs/heads/{BRANCH}", parent)
+        return None
+    commit = git("commit-tree", tree, *(["-p", parent] if parent else []), "-m", message)
+    git("update-ref", f"refs/heads/{BRANCH}", commit)
+    return commit
+
+
+def publish(repo: str) -> str | None:
+    """Make the branch, then write the badges; return the new commit, if any."""
+    readme, paths = ROOT / "README.md", standalone.sources()
+    with open(readme, encoding="utf-8", newline="") as file:
+        pages = {readme: with_badges_in_table(file.read(), repo, [path.name for path in paths])}
+    copies = {}
+    for path in paths:
         notebook = nbformat.read(path, as_version=4)
         notebook.cells[0].source = with_badges_in_head(notebook.cells[0].source, repo, path.name)
-        write(path, nbformat.writes(notebook) + "\n")
-
-
-def git(*arguments, **environment) -> str:
-    """Run git in the repository; return what it prints. Raises CalledProcessError."""
-    command = ["git", "-C", str(ROOT), *arguments]
-    environment = os.environ | environment
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def commit_to_branch(folder: Path, message: str) -> str | None:
-    """Make the files of ``folder`` the whole content of the branch; return the commit.
-
-    Works beside the working tree and the index, which stay as they are. Returns None if the
-    branch has exactly these files already.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index"), "GIT_WORK_TREE": str(folder)}
-        git("add", "--all", "--force", str(folder), **index)
-        tree = git("write-tree", **index)
-    reference = f"refs/heads/{BRANCH}"
-    found = git("for-each-ref", "--format=%(objectname) %(tree)", reference).split()
-    if found and found[1] == tree:
-        return None
-    parent = ["-p", found[0]] if found else []
-    commit = git("commit-tree", tree, *parent, "-m", message)
-    git("update-ref", reference, commit, *found[:1])
+        pages[path] = nbformat.writes(notebook) + "\n"
+        copies[path.name] = standalone.to_bytes(standalone.standalone(notebook, path.name))
+    commit = commit_to_branch(copies, f"Standalone notebooks for {repo}")
+    for path, text in pages.items():
+        utils._replace_atomically(path, lambda file, text=text: file.write(text.encode()))
     return commit
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repo", help="owner/name of the repository on GitHub")
-    parser.add_argument("--kaggle-user", default=standalone.NO_USER)
-    arguments = parser.parse_args()
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", arguments.repo):
-        print(f"REPO: expected owner/name, found {arguments.repo!r}")
+    repo = parser.parse_args().repo
+    if not re.fullmatch(r"[A-Za-z0-9-]+/(?!\.)[A-Za-z0-9._-]+(?<!\.git)", repo):
+        print(f"REPO: expected owner/name, found {repo!r}")
         return 2
+    if not shutil.which("git"):
+        print("git was not found; it is needed for publishing.")
+        return 1
     try:
-        if git("branch", "--show-current") == BRANCH:
-            print(f"This is the branch {BRANCH}, which is written here: switch to another one.")
-            return 2
-        write_badges(arguments.repo)
-        with tempfile.TemporaryDirectory() as folder:
-            standalone.build(Path(folder), arguments.kaggle_user)
-            commit = commit_to_branch(Path(folder), f"Standalone notebooks for {arguments.repo}")
-    except FileNotFoundError as error:
-        print(f"git is needed for this: {error}")
+        commit = publish(repo)
+    except (PublishError, standalone.NotebookError) as error:
+        print(error)
         return 1
     except subprocess.CalledProcessError as error:
-        print(f"{' '.join(error.cmd)} failed:\n{error.stderr.strip()}")
+        print(f"{' '.join(error.cmd)} failed:\n{error.stderr.decode(errors='replace').strip()}")
         return 1
     print(f"Branch {BRANCH}: {commit[:12] if commit else 'nothing new'}")
     print("Badges: written into README.md and notebooks/; commit them.")

@@ -10,6 +10,7 @@ their outputs. For Kaggle, dist/kaggle/NN_name/ holds the notebook with the meta
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
 
 NO_USER = "YOUR-KAGGLE-NAME"  # as long as nobody has filled in a name
+NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)  # Untitled.ipynb and private notes are not ours
 
 # Hidden in JupyterLab, Colab, Kaggle and nbconvert, in this order.
 COLLAPSED = {
@@ -59,19 +61,60 @@ def carried_files(notebook) -> dict[str, Path]:
     return {"utils.py": ROOT / "utils.py"} | {n: p for n, p in places.items() if p.is_file()}
 
 
-def standalone(path: Path) -> nbformat.NotebookNode:
-    """Return the notebook at ``path`` with a first cell that carries what it needs."""
-    notebook = nbformat.read(path, as_version=4)
+class NotebookError(ValueError):
+    """A notebook is not as expected. The message names it; nothing was written."""
+
+
+def sources() -> list[Path]:
+    """Return the notebooks of the collection, in order."""
+    paths = sorted(path for path in (ROOT / "notebooks").iterdir() if NAME.fullmatch(path.name))
+    for path in paths:
+        cells = nbformat.read(path, as_version=4).cells
+        if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
+            raise NotebookError(f"{path}: expected a Markdown cell with the title at the top.")
+    return paths
+
+
+def standalone(notebook, name: str) -> nbformat.NotebookNode:
+    """Return a copy of the notebook with a first cell that carries what it needs."""
     parts = []
-    for name, file in carried_files(notebook).items():
+    for file_name, file in carried_files(notebook).items():
         text = file.read_text(encoding="utf-8")
         if "'''" in text or text.endswith("\\"):
-            raise ValueError(f"{file}: expected text that fits between r''' and '''")
-        parts.append(f"files[\"{name}\"] = r'''{text}'''")
-    cell = nbformat.v4.new_code_cell(CARRIER.format(files="\n".join(parts)), metadata=COLLAPSED)
-    cell.id = f"{path.name[:2]}-files"
-    notebook.cells.insert(0, cell)
-    return notebook
+            raise NotebookError(f"{file}: expected text that fits between r''' and '''.")
+        parts.append(f"files[\"{file_name}\"] = r'''{text}'''")
+    cell = nbformat.v4.new_code_cell(CARRIER.format(files="\n".join(parts)))
+    cell.id = f"{name[:2]}-files"
+    copied = nbformat.from_dict(notebook)
+    copied.cells = [cell, *copied.cells]
+    cell.metadata = nbformat.from_dict(COLLAPSED | {"built": fingerprint(copied)})
+    return copied
+
+
+def fingerprint(notebook) -> str:
+    """Return a sum over everything a user can change, to tell a built copy from an edited one."""
+    content = [[c.cell_type, c.source, c.get("outputs")] for c in notebook.cells]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def to_bytes(notebook) -> bytes:
+    return (nbformat.writes(notebook) + "\n").encode()
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Raise NotebookError if there is a file that is not, as it was built, a copy of ours."""
+    if not path.exists():
+        return
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        untouched = notebook.cells[0].metadata.get("built") == fingerprint(notebook)
+    except Exception:  # whatever it is, it is not ours
+        untouched = False
+    if not untouched:
+        raise NotebookError(
+            f"{path}: expected nothing, or a copy as it was built, found a file that somebody "
+            f"has changed or made. Move it away or delete it, and try again."
+        )
 
 
 def kernel_metadata(path: Path, user: str) -> dict:
@@ -104,20 +147,23 @@ def kernel_metadata(path: Path, user: str) -> dict:
 
 
 def build(target: Path, user: str = NO_USER) -> list[Path]:
-    """Write every standalone notebook below ``target``; return the paths of all files."""
-    written = []
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        notebook = (nbformat.writes(standalone(path)) + "\n").encode()
-        metadata = (json.dumps(kernel_metadata(path, user), indent=2) + "\n").encode()
+    """Write every standalone notebook below ``target``; return the paths of all files.
+
+    Raises NotebookError, before anything is written, if that would replace somebody's work.
+    """
+    files = {}
+    for path in sources():
+        copied = to_bytes(standalone(nbformat.read(path, as_version=4), path.name))
         folder = target / "kaggle" / path.stem
-        for file, content in (
-            (target / path.name, notebook),
-            (folder / path.name, notebook),
-            (folder / "kernel-metadata.json", metadata),
-        ):
-            utils._replace_atomically(file, lambda out, content=content: out.write(content))
-            written.append(file)
-    return written
+        metadata = json.dumps(kernel_metadata(path, user), indent=2) + "\n"
+        files |= {target / path.name: copied, folder / path.name: copied}
+        files[folder / "kernel-metadata.json"] = metadata.encode()
+    for file in files:
+        if file.suffix == ".ipynb":
+            refuse_to_replace(file)
+    for file, content in files.items():
+        utils._replace_atomically(file, lambda out, content=content: out.write(content))
+    return list(files)
 
 
 def main() -> int:
@@ -125,10 +171,15 @@ def main() -> int:
     parser.add_argument("--kaggle-user", default=NO_USER, help="your user name on Kaggle")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder to write to")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"[\w-]+", arguments.kaggle_user):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.kaggle_user):
         print(f"KAGGLE_USER: expected a user name, found {arguments.kaggle_user!r}")
         return 2
-    for file in build(arguments.out, arguments.kaggle_user):
+    try:
+        written = build(arguments.out, arguments.kaggle_user)
+    except NotebookError as error:
+        print(error)
+        return 1
+    for file in written:
         if file.parent == arguments.out:
             print(f"{file.relative_to(arguments.out.parent)}  {file.stat().st_size / 1000:.0f} kB")
     print(f"Kaggle: kaggle kernels push -p {arguments.out.name}/kaggle/NN_name")

@@ -61,10 +61,14 @@ def last_line(command, log, environment) -> tuple[bool, str]:
 def try_versions(kind: str, log) -> tuple[bool, list[str]]:
     """Return whether all passed, and the rows of the table for one set of versions."""
     wanted = [OLDEST_PYTHON] if kind == "oldest" else PYTHONS
-    python = next(filter(None, map(find_python, wanted)), sys.executable)
+    python = next(filter(None, map(find_python, wanted)), None)
+    if python is None:
+        return False, [f"no Python {' or '.join(wanted)} found, so nothing was tried"]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"versions-{kind}-") as folder:
-        subprocess.run([python, "-m", "venv", folder], check=True)
+        ok, said = last_line([python, "-m", "venv", folder], log, None)
+        if not ok:
+            return False, [f"{python} -m venv failed: {said}"]
         inside = str(Path(folder) / "bin" / "python")
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join([*lower_bounds(), *EXTRA] if kind == "oldest" else []))
@@ -101,8 +105,10 @@ def try_versions(kind: str, log) -> tuple[bool, list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", choices=["oldest", "newest", []], default=[])
+    parser.add_argument("kinds", nargs="*", metavar="oldest | newest")
     kinds = parser.parse_args().kinds or ["oldest", "newest"]
+    if not set(kinds) <= {"oldest", "newest"}:
+        parser.error(f"expected oldest or newest, found {' '.join(kinds)}")
     path = ROOT / "outputs" / "versions.log"
     path.parent.mkdir(exist_ok=True)
     everything = True
