@@ -131,11 +131,16 @@ def test_interrupted_by_hand(setting, tmp_path, capsys):
 
     stop = threading.Event()
     watcher = threading.Thread(target=interrupt)
-    watcher.start()
-    with pytest.raises(KeyboardInterrupt):
-        utils.fit(*setting(count=1600), 4, state_path=state)
-    stop.set()
-    watcher.join()
+    # A shell starts what runs in the background with Ctrl-C switched off.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        watcher.start()
+        with pytest.raises(KeyboardInterrupt):
+            utils.fit(*setting(count=1600), 4, state_path=state)
+        stop.set()
+        watcher.join()
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     assert "is in state.pth: run the same again" in capsys.readouterr().out
     again = setting(count=1600)
     assert utils.fit(*again, 4, state_path=state) == history
