@@ -27,6 +27,8 @@ from tools import standalone  # noqa: E402
 BRANCH = "standalone"
 # Only badges that open this branch: somebody's badge for another service stays.
 BADGES = re.compile(rf" ?\[!\[Open in \w+\]\([^)]*\)\]\([^)]*/blob/{BRANCH}/[^)]*\)")
+# Variables that git sets for its hooks and that would lead to another repository.
+LEADS_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
 
 
 class PublishError(RuntimeError):
@@ -66,7 +68,6 @@ def with_badges_in_head(text: str, repo: str, path: str) -> str:
 
 def git(*arguments, index=None, content=None) -> str:
     """Run git in the repository; return what it prints. Raises CalledProcessError."""
-    # Variables that git sets for its hooks would lead to another repository.
     environment = {k: v for k, v in os.environ.items() if k not in LEADS_ELSEWHERE}
     if index is not None:
         environment["GIT_INDEX_FILE"] = str(index)
@@ -75,9 +76,6 @@ def git(*arguments, index=None, content=None) -> str:
         input=content, capture_output=True,
     )  # fmt: skip
     return done.stdout.decode().strip()
-
-
-LEADS_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
 
 
 def parent_commit() -> str | None:
@@ -92,7 +90,7 @@ def parent_commit() -> str | None:
     if not tip:
         return None
     if here and there and here != there:
-        base = git("merge-base", here, there) if related(here, there) else None
+        base = merge_base(here, there)
         if base not in (here, there):
             raise PublishError(
                 f"{BRANCH} and origin/{BRANCH} have gone different ways. To take the other one: "
@@ -108,11 +106,11 @@ def parent_commit() -> str | None:
     return tip
 
 
-def related(one: str, other: str) -> bool:
+def merge_base(one: str, other: str) -> str | None:
     try:
-        return bool(git("merge-base", one, other))
-    except subprocess.CalledProcessError:
-        return False
+        return git("merge-base", one, other)
+    except subprocess.CalledProcessError:  # they have no history in common
+        return None
 
 
 def commit_to_branch(files: dict[str, bytes], message: str) -> str | None:
