@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 import utils
 from tools import publish, standalone, test_versions
 
-NAMES = ["01_idx_files", "02_model", "03_training", "04_evaluation"]
+NAMES = ["01_idx_files", "02_model", "03_training", "04_evaluation", "05_your_handwriting"]
 every_notebook = pytest.mark.parametrize("name", NAMES)
 
 SITE = """
@@ -217,8 +217,12 @@ def test_on_colab(mirror, tmp_path, name):
     printed = platform.run(name)
     found = {path.name for path in platform.work.iterdir() if path.is_file()}
     assert set(utils.MNIST_FILES) | {"utils.py"} <= found
-    results = {"03_training": ["modelku.pth"], "04_evaluation": ["quick_model.pth"]}
-    assert [p.name for p in platform.work.glob("outputs/*")] == results.get(name, [])
+    results = {
+        "03_training": ["modelku.pth"],
+        "04_evaluation": ["quick_model.pth"],
+        "05_your_handwriting": ["draw.html", "photos", "quick_model.pth"],
+    }
+    assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
     if name == "04_evaluation":
         assert "No modelku.pth found: training for 2 epochs" in printed
         again = subprocess.run(
@@ -244,7 +248,8 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "On Colab:", "Elsewhere: put"):  # fmt: skip
         assert part in message, part
     assert re.search(r"pip could not get it: \w", message)  # no colour codes instead of a reason
-    assert {path.name for path in platform.work.iterdir()} <= {"utils.py", "03_study.json", "data"}
+    brought = {"utils.py", "03_study.json", "05_draw.html", "data"}
+    assert {path.name for path in platform.work.iterdir()} <= brought
     assert not list(platform.work.glob("data/*"))
 
 

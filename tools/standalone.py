@@ -56,7 +56,7 @@ for name, text in files.items():
 def carried_files(notebook) -> dict[str, Path]:
     """What a notebook reads from this repository, by the name it has beside a copy of it."""
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    names = re.findall(r'"(\w+\.json)"', source)
+    names = re.findall(r'"(\d\d_\w+\.(?:json|html))"', source)
     places = {name: ROOT / "notebooks" / name for name in names}
     return {"utils.py": ROOT / "utils.py"} | {n: p for n, p in places.items() if p.is_file()}
 
