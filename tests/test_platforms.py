@@ -362,7 +362,7 @@ def test_kernel_metadata(dist, name):
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
     assert metadata["enable_gpu"] is True and metadata["enable_internet"] is False
     assert metadata["dataset_sources"] == ["hojjatk/mnist-dataset"]
-    other = ["someone/handwritten-digits-03-training"] if name == "04_evaluation" else []
+    other = ["someone/handwritten-digits-03-training"] if name >= "04" else []
     assert metadata["kernel_sources"] == other
     training = json.loads((dist / "kaggle/03_training/kernel-metadata.json").read_text())
     assert set(other) <= {training["id"]}
