@@ -1,9 +1,12 @@
-"""What all tests share: the import path, Hypothesis profiles, the real MNIST."""
+"""What tests share: the import path, Hypothesis profiles, the real MNIST, a browser."""
 
+import ast
+import shutil
 import sys
 from pathlib import Path
 
 import matplotlib
+import nbformat
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -28,3 +31,42 @@ def mnist():
     import utils
 
     return utils.find_mnist()
+
+
+@pytest.fixture(scope="session")
+def handwriting():
+    """What notebook 05 imports and defines, by name; none of its other lines is executed."""
+    import utils
+
+    names = {"utils": utils, "Path": Path, "MY_PHOTO": ""}
+    notebook = nbformat.read(ROOT / "notebooks" / "05_your_handwriting.ipynb", as_version=4)
+    wanted = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    for cell in notebook.cells[2:]:
+        if cell.cell_type == "code":
+            lines = [node for node in ast.parse(cell.source).body if isinstance(node, wanted)]
+            exec(compile(ast.Module(lines, []), "notebook 05", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")  # while it is open, nbclient could not run its event loop
+def chromium():
+    """The Chromium or Chrome of the system, or the one that playwright has installed."""
+    from playwright.sync_api import Error, sync_playwright
+
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    with sync_playwright() as playwright:
+        browser = None
+        for choice in (
+            {"executable_path": next(filter(None, found), None)},  # None: playwright's own
+            {"channel": "chrome"},
+        ):
+            try:
+                arguments = ["--no-sandbox", "--disable-quic"]
+                browser = playwright.chromium.launch(args=arguments, **choice)
+                break
+            except Error:
+                continue
+        if browser is None:
+            pytest.skip("no Chromium or Chrome found: no page was opened in a browser")
+        yield browser
+        browser.close()

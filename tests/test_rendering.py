@@ -3,8 +3,6 @@
 Uses the Chromium of the system; where there is none, these tests are skipped and say so.
 """
 
-import shutil
-
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
@@ -13,24 +11,7 @@ import utils
 
 pytestmark = pytest.mark.slow
 NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("*.ipynb"))
-BROWSER = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
 WIDTHS = {"desktop": 1280, "phone": 390}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        pytest.skip("no Chromium found: the pages were not opened in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-quic"]
-        )
-        yield chromium
-        chromium.close()
 
 
 def pictures(notebook) -> int:
@@ -43,11 +24,11 @@ def pictures(notebook) -> int:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_page_in_a_browser(browser, path, theme):
+def test_page_in_a_browser(chromium, path, theme):
     notebook = nbformat.read(path, as_version=4)
     html, _ = HTMLExporter(theme=theme).from_notebook_node(notebook)
     for width in WIDTHS.values():
-        context = browser.new_context(
+        context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, offline=True
         )
         page, errors, asked_for = context.new_page(), [], []
