@@ -3,11 +3,12 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help run test check fuzz lab refresh bench study data lint clean standalone publish \
+.PHONY: help run all test check fuzz lab refresh bench study data lint clean standalone publish \
   test-versions test-thorough
 
 help:
-	@echo "make run      set up, get MNIST, execute every notebook into outputs/"
+	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth"
+	@echo "make all      the same with every notebook"
 	@echo "make test     unit tests, then every notebook with its outputs compared"
 	@echo "make check    unit tests alone, under a minute"
 	@echo "make lab      open the notebooks in JupyterLab"
@@ -19,7 +20,7 @@ help:
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
 	@echo "make publish       the same on a branch, and badges that open it; REPO=owner/name"
 	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
-	@echo "make test-thorough the long notebooks on the other kind of Kaggle mounts"
+	@echo "make test-thorough the long notebooks on Colab and other Kaggle mounts"
 	@echo "make lint     ruff on the code and in the notebooks"
 	@echo "make clean    remove .venv and outputs; data/ and dist/ stay"
 
@@ -40,6 +41,9 @@ help:
 	@touch $@
 
 run: .venv/run.stamp data
+	@$(PY) tools/run_notebooks.py 01 02 03
+
+all: .venv/run.stamp data
 	@$(PY) tools/run_notebooks.py
 
 data: .venv/run.stamp

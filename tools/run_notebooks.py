@@ -1,7 +1,7 @@
 """Execute notebooks from a fresh kernel each and show what is going on meanwhile.
 
     python tools/run_notebooks.py                 every notebook, results into outputs/
-    python tools/run_notebooks.py 01 04           only those whose names start so
+    python tools/run_notebooks.py 01 02 03        only those whose names start so
     python tools/run_notebooks.py --in-place      replace the stored outputs instead
 
 Stops at the first cell that fails and shows it.
