@@ -1,0 +1,315 @@
+"""Measure what notebook 06 shows, and store it with its provenance.
+
+    python tools/speed_study.py                    all that has not been measured yet
+    python tools/speed_study.py ladder growth      these parts, anew
+
+The parts: accuracy (ten seeds of every rung, about 25 minutes on two quiet CPU cores), ladder
+(the speed of every rung, all in turns), contest (whole trainings, in turns), growth, switches
+(denormal numbers, compilation, one thread). Each is kept in outputs/ as soon as it is done, so
+the study can be stopped at any time; when no part is missing, the result goes to
+notebooks/06_study.json.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import utils  # noqa: E402
+from tools.notebook_code import definitions  # noqa: E402
+from tools.provenance import provenance, today  # noqa: E402
+
+torch.set_flush_denormal(True)  # as notebook 06 does; before the first computation
+book = definitions("06_speed")
+RESULT = utils.ROOT / "notebooks" / "06_study.json"
+SEEDS, VALIDATION, MOST_PASSES = 10, 10_000, 8
+ROUNDS, CONTEST_ROUNDS = 40, 10
+SIZES, BATCH_SIZES = (1 / 6, 1, 4, 12), (1, 4, 16, 64, 256, 1024, 4096)
+
+
+# --------------------------------------------------------------- accuracy
+
+
+def split_off(data, held_out: int):
+    """Return the training data without, and only, a stratified validation set."""
+    parts = utils.stratified_split(data.labels, held_out)
+    return [
+        SimpleNamespace(images=data.images[p], labels=data.labels[p], pixels=data.pixels[p.numpy()])
+        for p in parts
+    ]
+
+
+def accuracy_jobs() -> dict:
+    """All (part, name) to setups. Rungs that differ in speed alone share the accuracy of one."""
+    scheduled = {name: s for name, s in book.LADDER.items() if s.warm_up} | book.RIVALS
+    constant = {name: book.LADDER[name] for name in ("fused Adam", "batches of 128")}
+    shorter = {
+        f"{name}, shorter": replace(s, pictures=s.pictures * 5 // 6)
+        for name, s in scheduled.items() if name != "peer"
+    }  # fmt: skip
+    validation = scheduled | shorter | ablations()
+    jobs = {("validation", name): s for name, s in validation.items() if name != "peer"}
+    return jobs | {("test", name): s for name, s in (scheduled | constant).items()}
+
+
+def ablations() -> dict:
+    return {name: replace(book.FASTEST, **change) for name, change in book.ABLATIONS.items()}
+
+
+def train_and_score(setup, train, test, seed) -> list[float]:
+    """Return the accuracy after each pass, or after the end of a one-cycle schedule."""
+    if setup.warm_up:
+        *_, model = book.training(setup, train, seed)
+        return [book.accuracy(setup, model, test)]
+    steps = -(-len(train.labels) // setup.batch_size)
+    passes = itertools.islice(book.training(setup, train, seed), steps - 1, None, steps)
+    return [book.accuracy(setup, model, test) for model in itertools.islice(passes, MOST_PASSES)]
+
+
+def work(jobs, results) -> None:
+    """A worker process: one thread, so that two of them fill two cores without waiting."""
+    torch.set_num_threads(1)
+    train, test = utils.load_mnist("train"), utils.load_mnist("test")
+    data = {"test": (train, test), "validation": split_off(train, VALIDATION)}
+    for part, name, setup, seed in iter(jobs.get, None):
+        results.put((part, name, seed, train_and_score(setup, *data[part], seed)))
+
+
+def measure_accuracy(stored: dict, save) -> dict:
+    context = multiprocessing.get_context("fork")
+    jobs, results = context.Queue(), context.Queue()
+    missing = [
+        (part, name, setup, seed)
+        for (part, name), setup in accuracy_jobs().items() for seed in range(SEEDS)
+        if stored.get(f"{part}: {name}", {}).get("setup") != repr(setup)
+    ]  # fmt: skip
+    for job in [*missing, None, None]:
+        jobs.put(job)
+    workers = [context.Process(target=work, args=(jobs, results), daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    setups, runs = accuracy_jobs(), {}
+    for _ in missing:
+        part, name, seed, scores = next_result(results, workers)
+        runs.setdefault((part, name), {})[seed] = scores
+        if len(runs[part, name]) == SEEDS:
+            scores = [runs[part, name][s] for s in range(SEEDS)]
+            stored[f"{part}: {name}"] = {"setup": repr(setups[part, name]), "accuracy": scores}
+            means = [f"{100 * statistics.mean(column):.3f}" for column in zip(*scores)]
+            print(f"{part:11} {name:32} {' '.join(means)} %", flush=True)
+            save()
+    wanted = {f"{part}: {name}" for part, name in setups}
+    return {name: stored[name] for name in stored if name in wanted}
+
+
+def next_result(results, workers):
+    """Like results.get(), but a worker that died ends the study instead of hanging it."""
+    while results.empty():
+        if any(worker.exitcode for worker in workers):
+            raise SystemExit("a worker process failed: see its message above")
+        time.sleep(0.05)
+    return results.get()
+
+
+# -------------------------------------------------- times, all interleaved
+
+
+def measure_ladder() -> dict:
+    """Seconds of training for 60,000 pictures, from slices of well under a second in turns."""
+    data, setups = utils.load_mnist("train"), book.LADDER | book.RIVALS | ablations()
+    slices = {name: book.slices(setup, data) for name, setup in setups.items()}
+    times = book.interleave({name: function for name, (function, _) in slices.items()}, ROUNDS)
+    scaled = {n: [60_000 / slices[n][1] * t for t in values] for n, values in times.items()}
+    return {"seconds": scaled, "peak": book.matmul_peak()}
+
+
+def measure_contest() -> dict:
+    """Whole trainings in turns: seconds and test accuracy of each, seed by seed."""
+    train, test = utils.load_mnist("train"), utils.load_mnist("test")
+    return book.contest({"fastest": book.FASTEST} | book.RIVALS, train, test, range(CONTEST_ROUNDS))
+
+
+# ----------------------------------------------------------------- growth
+
+
+def child(**wanted) -> dict:
+    """Run a measurement in a process of its own, so that its peak memory is its own."""
+    environment = os.environ | wanted.pop("environment", {})
+    command = [sys.executable, __file__, "--child", json.dumps(wanted)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def grow(times: float, as_bytes: bool, batch_size: int, steps: int | None) -> dict:
+    """Train on the training set repeated with small shifts; return seconds and peak bytes."""
+    data = book.repeated(utils.load_mnist("train"), times, as_bytes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    setup = replace(book.FASTEST, batch_size=batch_size, pictures=10**9)
+    steps = steps or len(data.labels) // batch_size
+    run = book.training(setup, data, seed=0)
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        next(run)
+        seconds.append(time.perf_counter() - start)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "pictures": len(data.labels), "steps": steps, "seconds": sum(seconds),
+        "median_step": statistics.median(seconds), "peak": 1024 * usage.ru_maxrss,
+        "peak_before": 1024 * before, "faults": usage.ru_minflt,
+        "data": data.images.nbytes,
+    }  # fmt: skip
+
+
+def measure_growth() -> dict:
+    sizes, by_batch = [], []
+    for times, as_bytes in itertools.product(SIZES, (False, True)):
+        result = child(times=times, as_bytes=as_bytes, batch_size=96, steps=None)
+        sizes.append({"times": times, "as_bytes": as_bytes} | result)
+        print(sizes[-1], flush=True)
+    # glibc gives large blocks back to the system and asks for new ones, every step; with these
+    # settings it keeps them.
+    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+    for size, kept in itertools.product(BATCH_SIZES, (False, True)):
+        result = child(times=1, as_bytes=False, batch_size=size, steps=max(12, 8192 // size),
+                       environment=keep if kept else {})  # fmt: skip
+        by_batch.append({"batch_size": size, "memory_kept": kept} | result)
+        print(by_batch[-1], flush=True)
+    return {"sizes": sizes, "batch_sizes": by_batch}
+
+
+# --------------------------------------------------------------- switches
+
+
+def measure_switches() -> dict:
+    return {"compile": child(switch="compile"), "threads": child(switch="threads"),
+            "denormals": measure_denormals()}  # fmt: skip
+
+
+def measure_denormals() -> list[dict]:
+    """Two processes, one with the switch set, take turns; the seconds of each pass of each."""
+    processes = {}
+    for flush in (False, True):
+        command = [sys.executable, __file__, "--child", json.dumps({"switch": "denormals",
+                                                                    "flush": flush})]  # fmt: skip
+        processes[flush] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+    rows = []
+    for number in range(40):  # five passes of 60,000 pictures in 40 slices
+        row = {"pictures": 7_500 * (number + 1)}
+        for flush, process in processes.items():
+            print("go", file=process.stdin)
+            row["flushed" if flush else "kept"] = float(process.stdout.readline())
+        rows.append(row)
+    for process in processes.values():
+        process.communicate("")
+    return rows
+
+
+def turn_denormals(flush: bool) -> None:
+    torch.set_flush_denormal(flush)
+    data = utils.load_mnist("train")
+    setup = replace(book.LADDER["batches of 128"], batch_size=60)
+    run = book.training(setup, data, seed=0)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(7_500 // setup.batch_size):
+            next(run)
+        print(time.perf_counter() - start, flush=True)
+
+
+def turn_threads() -> dict:
+    """The last rung and the recipe on one thread and on all, in turns."""
+    data, count, result = utils.load_mnist("train"), torch.get_num_threads(), {}
+    for name in ("fused Adam", "smoothed labels"):
+        function, pictures = book.slices(book.LADDER[name], data)
+
+        def limited(threads, function=function):
+            torch.set_num_threads(threads)
+            function()
+
+        times = book.interleave({str(n): (lambda n=n: limited(n)) for n in (1, count)}, ROUNDS)
+        result[name] = {n: [60_000 / pictures * t for t in values] for n, values in times.items()}
+    return result
+
+
+def turn_compilation() -> dict:
+    """How long torch.compile takes for the last rung's network, and what it saves."""
+    data, last = utils.load_mnist("train"), book.FASTEST
+    compiled = replace(last, network=lambda: torch.compile(last.network()))
+    try:
+        start = time.perf_counter()
+        next(book.training(compiled, data, seed=0))
+        first = time.perf_counter() - start
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    slices = {"eager": book.slices(last, data), "compiled": book.slices(compiled, data)}
+    times = book.interleave({name: function for name, (function, _) in slices.items()}, ROUNDS)
+    scaled = {n: [60_000 / slices[n][1] * t for t in values] for n, values in times.items()}
+    return {"first_step": first, "seconds": scaled}
+
+
+def run_child(wanted: dict) -> None:
+    switches = {"compile": turn_compilation, "threads": turn_threads, "denormals": turn_denormals}
+    result = switches.get(wanted.pop("switch", None), grow)(**wanted)
+    if result is not None:
+        print(json.dumps(result))
+
+
+# ------------------------------------------------------------------- main
+
+PARTS = {"ladder": measure_ladder, "contest": measure_contest, "growth": measure_growth,
+         "switches": measure_switches}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(["accuracy", *PARTS]))
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        return run_child(json.loads(arguments.child))
+    if unknown := set(arguments.parts) - {"accuracy", *PARTS}:
+        parser.error(f"expected {', '.join(['accuracy', *PARTS])}, found {', '.join(unknown)}")
+
+    partial = utils.output_dir() / "speed_study.json"
+    source = next((path for path in (partial, RESULT) if path.is_file()), None)
+    study = json.loads(source.read_text()) if source else {}
+
+    def save(path=partial):
+        text = json.dumps(study, indent=1) + "\n"
+        utils._replace_atomically(path, lambda file: file.write(text.encode()))
+
+    if "accuracy" in arguments.parts or not arguments.parts:
+        section = study.setdefault("accuracy", {"runs": {}})
+        if "accuracy" in arguments.parts:
+            section["runs"] = {}
+        section |= {"date": today(), "provenance": provenance() | {"threads": 1}, "seeds": SEEDS}
+        section["runs"] = measure_accuracy(section["runs"], save)
+        save()
+    for part, measure in PARTS.items():
+        if part in arguments.parts or (not arguments.parts and part not in study):
+            print(f"measuring: {part}", flush=True)
+            study[part] = {"date": today(), "provenance": provenance()} | measure()
+            save()
+    if {"accuracy", *PARTS} <= set(study):
+        save(RESULT)
+        partial.unlink()
+        print(f"Stored in {RESULT.relative_to(utils.ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
