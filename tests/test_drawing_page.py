@@ -185,7 +185,7 @@ def test_feature_maps_equal_pytorch(page, network):
 def test_every_hand_is_read(page, network, handwriting, digit):
     """Drawn with the mouse; prepared to a grey level as the notebook does; read as it reads.
 
-    The network of two epochs may take one of the three ways for another digit. The page may not.
+    The quickly trained network may take one of the three ways for another digit. The page may not.
     """
     answers = []
     for strokes in WAYS[digit]:

@@ -231,12 +231,12 @@ def test_on_colab(mirror, tmp_path, name):
     }
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
     if "quick_model.pth" in results.get(name, []):
-        assert "No modelku.pth found: training for 2 epochs" in printed
+        assert "No modelku.pth found: training for 1 epoch" in printed
         again = subprocess.run(
             [sys.executable, "-c", "import utils; utils.trained_model()"],
             cwd=platform.work, env=platform.environment, capture_output=True, text=True,
         )  # fmt: skip
-        assert "Loaded quick_model.pth, trained for 2 epochs." in again.stdout
+        assert "Loaded quick_model.pth, trained for 1 epoch." in again.stdout
 
 
 # ---------------------------------------------------------------- nothing

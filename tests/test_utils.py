@@ -15,7 +15,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
 import utils
-from tools.bench import ClassicDataset, ClassicNet
+from tools.notebook_code import definitions
+
+speed = definitions("06_speed")
+ClassicDataset, ClassicNet = speed.ClassicDataset, speed.ClassicNet
 
 
 @pytest.fixture(scope="module")

@@ -129,10 +129,7 @@ def next_result(results, workers):
 def measure_ladder() -> dict:
     """Seconds of training for 60,000 pictures, from slices of well under a second in turns."""
     data, setups = utils.load_mnist("train"), book.LADDER | book.RIVALS | ablations()
-    slices = {name: book.slices(setup, data) for name, setup in setups.items()}
-    times = book.interleave({name: function for name, (function, _) in slices.items()}, ROUNDS)
-    scaled = {n: [60_000 / slices[n][1] * t for t in values] for n, values in times.items()}
-    return {"seconds": scaled, "peak": book.matmul_peak()}
+    return {"seconds": book.seconds_per_pass(setups, data, ROUNDS), "peak": book.matmul_peak()}
 
 
 def measure_contest() -> dict:
@@ -155,21 +152,20 @@ def child(**wanted) -> dict:
 def grow(times: float, as_bytes: bool, batch_size: int, steps: int | None) -> dict:
     """Train on the training set repeated with small shifts; return seconds and peak bytes."""
     data = book.repeated(utils.load_mnist("train"), times, as_bytes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     setup = replace(book.FASTEST, batch_size=batch_size, pictures=10**9)
     steps = steps or len(data.labels) // batch_size
     run = book.training(setup, data, seed=0)
-    seconds = []
-    for _ in range(steps):
+    next(run)
+    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []
+    for _ in range(steps - 1):
         start = time.perf_counter()
         next(run)
         seconds.append(time.perf_counter() - start)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "pictures": len(data.labels), "steps": steps, "seconds": sum(seconds),
-        "median_step": statistics.median(seconds), "peak": 1024 * usage.ru_maxrss,
-        "peak_before": 1024 * before, "faults": usage.ru_minflt,
-        "data": data.images.nbytes,
+        "pictures": len(data.labels), "seconds": sum(seconds) * steps / len(seconds),
+        "median_step": statistics.median(seconds), "data": data.images.nbytes,
+        "peak": 1024 * usage.ru_maxrss, "faults_a_step": (usage.ru_minflt - before) / len(seconds),
     }  # fmt: skip
 
 
@@ -256,10 +252,8 @@ def turn_compilation() -> dict:
         first = time.perf_counter() - start
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    slices = {"eager": book.slices(last, data), "compiled": book.slices(compiled, data)}
-    times = book.interleave({name: function for name, (function, _) in slices.items()}, ROUNDS)
-    scaled = {n: [60_000 / slices[n][1] * t for t in values] for n, values in times.items()}
-    return {"first_step": first, "seconds": scaled}
+    setups = {"eager": last, "compiled": compiled}
+    return {"first_step": first, "seconds": book.seconds_per_pass(setups, data, ROUNDS)}
 
 
 def run_child(wanted: dict) -> None:
@@ -295,7 +289,7 @@ def main() -> None:
 
     if "accuracy" in arguments.parts or not arguments.parts:
         section = study.setdefault("accuracy", {"runs": {}})
-        if "accuracy" in arguments.parts:
+        if not partial.is_file():  # the last study was finished, so this is a new one
             section["runs"] = {}
         section |= {"date": today(), "provenance": provenance() | {"threads": 1}, "seeds": SEEDS}
         section["runs"] = measure_accuracy(section["runs"], save)

@@ -9,33 +9,18 @@ after the last finished epoch. When all is done the result goes to notebooks/03_
 which notebook 03 draws.
 """
 
-import datetime
 import json
-import platform
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch.utils.data import Subset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils  # noqa: E402
-from tools.bench import processor  # noqa: E402
+from tools.provenance import provenance, today  # noqa: E402
 
 SEEDS, EPOCHS, BATCH_SIZE, VALIDATION = (0, 1, 2, 3, 4), 10, 16, 5_000
 RESULT = utils.ROOT / "notebooks" / "03_study.json"
-
-
-def provenance() -> dict:
-    """What the last digits depend on."""
-    return {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def start(kind: str, seed: int):
@@ -55,7 +40,7 @@ def main() -> None:
     partial = utils.output_dir() / "study.json"
     study = {
         "command": "python tools/study.py",
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "provenance": provenance(),
         "settings": {"seeds": SEEDS, "epochs": EPOCHS, "batch_size": BATCH_SIZE,
                      "validation": VALIDATION},
