@@ -13,8 +13,8 @@ help:
 	@echo "make check    unit tests alone, under a minute"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
-	@echo "make bench    the speed table: classic data path against ours"
-	@echo "make study    the recipe with five seeds, for notebook 03; about 20 minutes"
+	@echo "make bench    the speed tables of notebook 06, measured anew; about 6 minutes"
+	@echo "make study    many seeds of everything, for notebooks 03 and 06; about an hour"
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST"
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
@@ -66,6 +66,7 @@ refresh: .venv/run.stamp data
 
 study: .venv/run.stamp data
 	@$(PY) tools/study.py
+	@$(PY) tools/speed_study.py
 
 bench: .venv/run.stamp data
 	@$(PY) tools/bench.py

@@ -931,7 +931,14 @@ def one_cycle(optimizer, steps: int, warm_up: float = 0.2, anneal: str = "linear
     It starts at 1/25 of the rate, reaches all of it after the share ``warm_up``
     of the steps, and ends close to 0. Call its ``step()`` after the optimiser's.
     Source: Smith 2018, arXiv 1803.09820; notebook 06 shows what it saves.
+
+    Raises ValueError if there are too few steps for a rise and a fall.
     """
+    if not 1 < warm_up * steps < steps - 1:
+        raise ValueError(
+            f"steps: expected room for a rise and a fall, found {steps} steps, of which the "
+            f"share {warm_up} rises. Take more data, smaller batches or another warm_up."
+        )
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, optimizer.defaults["lr"], total_steps=steps, pct_start=warm_up,
         anneal_strategy=anneal, cycle_momentum=False,

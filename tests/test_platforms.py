@@ -27,7 +27,8 @@ from packaging.requirements import Requirement
 import utils
 from tools import publish, standalone, test_versions
 
-NAMES = ["01_idx_files", "02_model", "03_training", "04_evaluation", "05_your_handwriting"]
+NAMES = ["01_idx_files", "02_model", "03_training", "04_evaluation", "05_your_handwriting",
+         "06_speed"]  # fmt: skip
 every_notebook = pytest.mark.parametrize("name", NAMES)
 
 SITE = """
@@ -209,8 +210,8 @@ def mirror(mnist):
         server.shutdown()
 
 
-# The long ones meet Kaggle in the tests above; 05 trains on Colab what 04 would train.
-LONG = {"03_training", "04_evaluation"}
+# 03 and 04 meet Kaggle in the tests above; 05 trains on Colab what 04 and 06 would train.
+LONG = {"03_training", "04_evaluation", "06_speed"}
 
 
 @pytest.mark.slow
@@ -219,7 +220,7 @@ LONG = {"03_training", "04_evaluation"}
     [pytest.param(name, marks=[pytest.mark.thorough] * (name in LONG)) for name in NAMES],
 )
 def test_on_colab(mirror, tmp_path, name):
-    """Nothing but the notebook: MNIST is downloaded, and 04 and 05 train what they need."""
+    """Nothing but the notebook: MNIST is downloaded, and 04 to 06 train what they need."""
     platform = Platform(tmp_path, colab=True, mirror=mirror)
     printed = platform.run(name)
     found = {path.name for path in platform.work.iterdir() if path.is_file()}
@@ -228,6 +229,7 @@ def test_on_colab(mirror, tmp_path, name):
         "03_training": ["modelku.pth"],
         "04_evaluation": ["quick_model.pth"],
         "05_your_handwriting": ["draw.html", "photos", "quick_model.pth"],
+        "06_speed": ["quick_model.pth"],
     }
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
     if "quick_model.pth" in results.get(name, []):
@@ -255,7 +257,7 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "On Colab:", "Elsewhere: put"):  # fmt: skip
         assert part in message, part
     assert re.search(r"pip could not get it: \w", message)  # no colour codes instead of a reason
-    brought = {"utils.py", "03_study.json", "05_draw.html", "data"}
+    brought = {"utils.py", "03_study.json", "05_draw.html", "06_study.json", "data"}
     assert {path.name for path in platform.work.iterdir()} <= brought
     assert not list(platform.work.glob("data/*"))
 

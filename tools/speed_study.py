@@ -1,13 +1,13 @@
 """Measure what notebook 06 shows, and store it with its provenance.
 
-    python tools/speed_study.py                    all that has not been measured yet
-    python tools/speed_study.py ladder growth      these parts, anew
+    python tools/speed_study.py                    everything
+    python tools/speed_study.py ladder growth      these parts of it, anew
 
 The parts: accuracy (ten seeds of every rung, about 25 minutes on two quiet CPU cores), ladder
 (the speed of every rung, all in turns), contest (whole trainings, in turns), growth, switches
 (denormal numbers, compilation, one thread). Each is kept in outputs/ as soon as it is done, so
-the study can be stopped at any time; when no part is missing, the result goes to
-notebooks/06_study.json.
+a study that was stopped goes on with the same command; when no part is missing, the result
+goes to notebooks/06_study.json.
 """
 
 import argparse
@@ -265,6 +265,16 @@ def run_child(wanted: dict) -> None:
 
 # ------------------------------------------------------------------- main
 
+
+def rounded(value):
+    """The same with six significant digits, which is more than any clock here deserves."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 PARTS = {"ladder": measure_ladder, "contest": measure_contest, "growth": measure_growth,
          "switches": measure_switches}  # fmt: skip
 
@@ -280,16 +290,17 @@ def main() -> None:
         parser.error(f"expected {', '.join(['accuracy', *PARTS])}, found {', '.join(unknown)}")
 
     partial = utils.output_dir() / "speed_study.json"
-    source = next((path for path in (partial, RESULT) if path.is_file()), None)
-    study = json.loads(source.read_text()) if source else {}
+    going_on = partial.is_file()
+    source = partial if going_on else RESULT if arguments.parts else None
+    study = json.loads(source.read_text()) if source and source.is_file() else {}
 
     def save(path=partial):
-        text = json.dumps(study, indent=1) + "\n"
+        text = json.dumps(rounded(study), indent=1) + "\n"
         utils._replace_atomically(path, lambda file: file.write(text.encode()))
 
     if "accuracy" in arguments.parts or not arguments.parts:
         section = study.setdefault("accuracy", {"runs": {}})
-        if not partial.is_file():  # the last study was finished, so this is a new one
+        if not going_on:
             section["runs"] = {}
         section |= {"date": today(), "provenance": provenance() | {"threads": 1}, "seeds": SEEDS}
         section["runs"] = measure_accuracy(section["runs"], save)
