@@ -1,6 +1,6 @@
 """Kill real training processes at random moments, let them go on, and compare the ends.
 
-    python tests/interrupted_training.py FOLDER KILLS
+    python tests/interrupted_training.py FOLDER KILLS SEED
 
 Run by tests/test_training.py. Prints one JSON line for each process that was killed. Each
 training runs in a child of its own, forked from this process so that PyTorch need not be
@@ -85,7 +85,7 @@ def same(one, other) -> bool:
     return one == other
 
 
-def main(top: Path, kills: int) -> None:
+def main(top: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     data = utils.load_mnist("train"), utils.load_mnist("test")
     reference = top / "uninterrupted"
@@ -95,7 +95,7 @@ def main(top: Path, kills: int) -> None:
     duration = time.monotonic() - started
     expected = torch.load(reference / "modelku.pth", weights_only=True)
 
-    moments = random.Random(0)
+    moments = random.Random(seed)
     for number in range(kills):
         folder = top / f"killed-{number}"
         folder.mkdir()
@@ -116,4 +116,4 @@ def main(top: Path, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

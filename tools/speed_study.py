@@ -18,6 +18,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ book = definitions("06_speed")
 RESULT = utils.ROOT / "notebooks" / "06_study.json"
 SEEDS, VALIDATION, MOST_PASSES = 10, 10_000, 8
 ROUNDS, CONTEST_ROUNDS = 40, 10
+PEERS = {"peer", "peer, our switches"}  # taken as they are: nothing is chosen for them
 SIZES, BATCH_SIZES = (1 / 6, 1, 4, 12), (1, 4, 16, 64, 256, 1024, 4096)
 
 
@@ -57,10 +59,10 @@ def accuracy_jobs() -> dict:
     constant = {name: book.LADDER[name] for name in ("fused Adam", "batches of 128")}
     shorter = {
         f"{name}, shorter": replace(s, pictures=s.pictures * 5 // 6)
-        for name, s in scheduled.items() if name != "peer"
+        for name, s in scheduled.items() if s.pictures < 60_000 and name not in PEERS
     }  # fmt: skip
     validation = scheduled | shorter | ablations()
-    jobs = {("validation", name): s for name, s in validation.items() if name != "peer"}
+    jobs = {("validation", name): s for name, s in validation.items() if name not in PEERS}
     return jobs | {("test", name): s for name, s in (scheduled | constant).items()}
 
 
@@ -90,14 +92,18 @@ def work(jobs, results) -> None:
 def measure_accuracy(stored: dict, save) -> dict:
     context = multiprocessing.get_context("fork")
     jobs, results = context.Queue(), context.Queue()
+    jobs.cancel_join_thread()  # or a study that ends early waits for somebody to take the rest
     missing = [
         (part, name, setup, seed)
         for (part, name), setup in accuracy_jobs().items() for seed in range(SEEDS)
         if stored.get(f"{part}: {name}", {}).get("setup") != repr(setup)
     ]  # fmt: skip
-    for job in [*missing, None, None]:
+    count = 2 if missing else 0
+    for job in [*missing, *[None] * count]:
         jobs.put(job)
-    workers = [context.Process(target=work, args=(jobs, results), daemon=True) for _ in range(2)]
+    workers = [
+        context.Process(target=work, args=(jobs, results), daemon=True) for _ in range(count)
+    ]
     for worker in workers:
         worker.start()
     setups, runs = accuracy_jobs(), {}
@@ -110,6 +116,8 @@ def measure_accuracy(stored: dict, save) -> dict:
             means = [f"{100 * statistics.mean(column):.3f}" for column in zip(*scores)]
             print(f"{part:11} {name:32} {' '.join(means)} %", flush=True)
             save()
+    for worker in workers:
+        worker.join()
     wanted = {f"{part}: {name}" for part, name in setups}
     return {name: stored[name] for name in stored if name in wanted}
 
@@ -145,8 +153,19 @@ def child(**wanted) -> dict:
     """Run a measurement in a process of its own, so that its peak memory is its own."""
     environment = os.environ | wanted.pop("environment", {})
     command = [sys.executable, __file__, "--child", json.dumps(wanted)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's memory begin with what it holds now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: VmHWM, since ru_maxrss begins with the peak of the parent process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def grow(times: float, as_bytes: bool, batch_size: int, steps: int | None) -> dict:
@@ -156,16 +175,17 @@ def grow(times: float, as_bytes: bool, batch_size: int, steps: int | None) -> di
     steps = steps or len(data.labels) // batch_size
     run = book.training(setup, data, seed=0)
     next(run)
+    forget_peak()  # preparing the data took more than training on it does
     before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []
     for _ in range(steps - 1):
         start = time.perf_counter()
         next(run)
         seconds.append(time.perf_counter() - start)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return {
         "pictures": len(data.labels), "seconds": sum(seconds) * steps / len(seconds),
         "median_step": statistics.median(seconds), "data": data.images.nbytes,
-        "peak": 1024 * usage.ru_maxrss, "faults_a_step": (usage.ru_minflt - before) / len(seconds),
+        "peak": peak_memory(), "faults_a_step": faults / len(seconds),
     }  # fmt: skip
 
 
@@ -190,7 +210,9 @@ def measure_growth() -> dict:
 
 
 def measure_switches() -> dict:
-    return {"compile": child(switch="compile"), "threads": child(switch="threads"),
+    with tempfile.TemporaryDirectory() as empty:  # or an earlier compilation would be found
+        compiled = child(switch="compile", environment={"TORCHINDUCTOR_CACHE_DIR": empty})
+    return {"compile": compiled, "threads": child(switch="threads"),
             "denormals": measure_denormals()}  # fmt: skip
 
 
@@ -251,7 +273,7 @@ def turn_compilation() -> dict:
         next(book.training(compiled, data, seed=0))
         first = time.perf_counter() - start
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        return {"failed": f"{type(error).__name__}: {str(error).strip()[:200]}"}
     setups = {"eager": last, "compiled": compiled}
     return {"first_step": first, "seconds": book.seconds_per_pass(setups, data, ROUNDS)}
 
@@ -310,7 +332,8 @@ def main() -> None:
             print(f"measuring: {part}", flush=True)
             study[part] = {"date": today(), "provenance": provenance()} | measure()
             save()
-    if {"accuracy", *PARTS} <= set(study):
+    done = set(study.get("accuracy", {}).get("runs", {}))
+    if {f"{part}: {name}" for part, name in accuracy_jobs()} <= done and set(PARTS) <= set(study):
         save(RESULT)
         partial.unlink()
         print(f"Stored in {RESULT.relative_to(utils.ROOT)}")
