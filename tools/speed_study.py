@@ -35,7 +35,8 @@ from tools.provenance import provenance, today  # noqa: E402
 torch.set_flush_denormal(True)  # as notebook 06 does; before the first computation
 book = definitions("06_speed")
 RESULT = utils.ROOT / "notebooks" / "06_study.json"
-SEEDS, VALIDATION, MOST_PASSES = 10, 10_000, 8
+SEEDS, VALIDATION = 10, 10_000
+MOST_PASSES = {16: 8, 128: 6}  # where the learning rate is constant, by batch size
 ROUNDS, CONTEST_ROUNDS = 40, 10
 PEERS = {"peer", "peer, our switches"}  # taken as they are: nothing is chosen for them
 SIZES, BATCH_SIZES = (1 / 6, 1, 4, 12), (1, 4, 16, 64, 256, 1024, 4096)
@@ -76,8 +77,9 @@ def train_and_score(setup, train, test, seed) -> list[float]:
         *_, model = book.training(setup, train, seed)
         return [book.accuracy(setup, model, test)]
     steps = -(-len(train.labels) // setup.batch_size)
+    most = MOST_PASSES[setup.batch_size]
     passes = itertools.islice(book.training(setup, train, seed), steps - 1, None, steps)
-    return [book.accuracy(setup, model, test) for model in itertools.islice(passes, MOST_PASSES)]
+    return [book.accuracy(setup, model, test) for model in itertools.islice(passes, most)]
 
 
 def work(jobs, results) -> None:
