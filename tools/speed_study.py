@@ -151,12 +151,35 @@ def measure_contest() -> dict:
 # ----------------------------------------------------------------- growth
 
 
-def child(**wanted) -> dict:
-    """Run a measurement in a process of its own, so that its peak memory is its own."""
-    environment = os.environ | wanted.pop("environment", {})
-    command = [sys.executable, __file__, "--child", json.dumps(wanted)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+class Child:
+    """A measurement in a process of its own, so that its memory and its switches are its own."""
+
+    def __init__(self, environment=None, **wanted):
+        command = [sys.executable, __file__, "--child", json.dumps(wanted)]
+        self.process = subprocess.Popen(
+            command, env=os.environ | (environment or {}), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+
+    def turn(self) -> float:
+        """Let it do a slice of its work; return the seconds that took."""
+        print("go", file=self.process.stdin)
+        return float(self.process.stdout.readline())
+
+    def end(self) -> dict:
+        """Return what it has to say in the end."""
+        printed, _ = self.process.communicate()
+        if self.process.returncode:
+            raise SystemExit("a process of the study failed: see its message above")
+        return json.loads(printed.splitlines()[-1])
+
+
+def when_told(do_a_slice) -> None:
+    """In a child: do a slice for each line that comes in, and print its seconds."""
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        do_a_slice()
+        print(time.perf_counter() - start, flush=True)
 
 
 def forget_peak() -> None:
@@ -170,42 +193,50 @@ def peak_memory() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def grow(times: float, as_bytes: bool, batch_size: int, steps: int | None) -> dict:
-    """Train on the training set repeated with small shifts; return seconds and peak bytes."""
+def grow(times: float, batch_size: int, as_bytes: bool = True) -> dict:
+    """In a child: train on the training set repeated with small shifts, slice by slice."""
     data = book.repeated(utils.load_mnist("train"), times, as_bytes)
-    setup = replace(book.FASTEST, batch_size=batch_size, pictures=10**9)
-    steps = steps or len(data.labels) // batch_size
-    run = book.training(setup, data, seed=0)
+    run = book.training(replace(book.FASTEST, batch_size=batch_size, pictures=10**9), data, seed=0)
+    steps, taken = max(1, 768 // batch_size), itertools.count()
     next(run)
     forget_peak()  # preparing the data took more than training on it does
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []
-    for _ in range(steps - 1):
-        start = time.perf_counter()
-        next(run)
-        seconds.append(time.perf_counter() - start)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    when_told(lambda: [(next(run), next(taken)) for _ in range(steps)])
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return {
-        "pictures": len(data.labels), "seconds": sum(seconds) * steps / len(seconds),
-        "median_step": statistics.median(seconds), "data": data.images.nbytes,
-        "peak": peak_memory(), "faults_a_step": faults / len(seconds),
+        "pictures": len(data.labels), "steps_a_slice": steps, "data": data.images.nbytes,
+        "peak": peak_memory(), "faults_a_step": faults / next(taken),
     }  # fmt: skip
 
 
+def grow_in_turns(wanted: list[dict], rounds: int) -> list[dict]:
+    children = [Child(**settings) for settings in wanted]
+    seconds = [[child.turn() for child in children] for _ in range(rounds)][1:]  # 1: warm-up
+    rows = []
+    for settings, child, values in zip(wanted, children, zip(*seconds)):
+        row = settings | child.end() | {"step": statistics.median(values)}
+        row["step"] /= row["steps_a_slice"]
+        rows.append({key: value for key, value in row.items() if key != "environment"})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def measure_growth() -> dict:
-    sizes, by_batch = [], []
-    for times, as_bytes in itertools.product(SIZES, (False, True)):
-        result = child(times=times, as_bytes=as_bytes, batch_size=96, steps=None)
-        sizes.append({"times": times, "as_bytes": as_bytes} | result)
-        print(sizes[-1], flush=True)
+    sizes = [
+        {"times": times, "batch_size": book.FASTEST.batch_size, "as_bytes": as_bytes}
+        for times, as_bytes in itertools.product(SIZES, (False, True))
+    ]
     # glibc gives large blocks back to the system and asks for new ones, every step; with these
     # settings it keeps them.
     keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-    for size, kept in itertools.product(BATCH_SIZES, (False, True)):
-        result = child(times=1, as_bytes=False, batch_size=size, steps=max(12, 8192 // size),
-                       environment=keep if kept else {})  # fmt: skip
-        by_batch.append({"batch_size": size, "memory_kept": kept} | result)
-        print(by_batch[-1], flush=True)
-    return {"sizes": sizes, "batch_sizes": by_batch}
+    batches = [
+        {"times": 1, "batch_size": size, "environment": environment}
+        for size, environment in itertools.product(BATCH_SIZES, ({}, keep))
+    ]
+    by_batch = grow_in_turns(batches, 16)
+    for number, row in enumerate(by_batch):
+        row["memory_kept"] = number % 2 == 1
+    return {"sizes": grow_in_turns(sizes, 60), "batch_sizes": by_batch}
 
 
 # --------------------------------------------------------------- switches
@@ -213,42 +244,31 @@ def measure_growth() -> dict:
 
 def measure_switches() -> dict:
     with tempfile.TemporaryDirectory() as empty:  # or an earlier compilation would be found
-        compiled = child(switch="compile", environment={"TORCHINDUCTOR_CACHE_DIR": empty})
-    return {"compile": compiled, "threads": child(switch="threads"),
+        compiled = Child({"TORCHINDUCTOR_CACHE_DIR": empty}, switch="compile").end()
+    return {"compile": compiled, "threads": Child(switch="threads").end(),
             "denormals": measure_denormals()}  # fmt: skip
 
 
 def measure_denormals() -> list[dict]:
-    """Two processes, one with the switch set, take turns; the seconds of each pass of each."""
-    processes = {}
-    for flush in (False, True):
-        command = [sys.executable, __file__, "--child", json.dumps({"switch": "denormals",
-                                                                    "flush": flush})]  # fmt: skip
-        processes[flush] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+    """Two processes, one with the switch set, take turns; the seconds of each slice of both."""
+    children = {name: Child(switch="denormals", flush=name == "flushed")
+                for name in ("kept", "flushed")}  # fmt: skip
     rows = []
-    for number in range(40):  # five passes of 60,000 pictures in 40 slices
-        row = {"pictures": 7_500 * (number + 1)}
-        for flush, process in processes.items():
-            print("go", file=process.stdin)
-            row["flushed" if flush else "kept"] = float(process.stdout.readline())
-        rows.append(row)
-    for process in processes.values():
-        process.communicate("")
+    for number in range(1, 41):  # five passes of 60,000 pictures in 40 slices
+        turns = {name: child.turn() for name, child in children.items()}
+        rows.append({"pictures": 7_500 * number} | turns)
+    for child in children.values():
+        child.end()
     return rows
 
 
-def turn_denormals(flush: bool) -> None:
+def turn_denormals(flush: bool) -> dict:
     torch.set_flush_denormal(flush)
     data = utils.load_mnist("train")
     setup = replace(book.LADDER["batches of 128"], batch_size=60)
     run = book.training(setup, data, seed=0)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(7_500 // setup.batch_size):
-            next(run)
-        print(time.perf_counter() - start, flush=True)
+    when_told(lambda: [next(run) for _ in range(7_500 // setup.batch_size)])
+    return {}
 
 
 def turn_threads() -> dict:
@@ -282,9 +302,7 @@ def turn_compilation() -> dict:
 
 def run_child(wanted: dict) -> None:
     switches = {"compile": turn_compilation, "threads": turn_threads, "denormals": turn_denormals}
-    result = switches.get(wanted.pop("switch", None), grow)(**wanted)
-    if result is not None:
-        print(json.dumps(result))
+    print(json.dumps(switches.get(wanted.pop("switch", None), grow)(**wanted)))
 
 
 # ------------------------------------------------------------------- main
