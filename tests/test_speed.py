@@ -134,7 +134,7 @@ def test_only_what_a_rung_names_changes():
     ]
     assert fields == [
         {"per_image"}, {"channels_last"}, {"network"}, {"fused"}, {"batch_size", "lr"},
-        {"warm_up", "lr", "betas", "pictures"}, {"bfloat16"}, {"border"}, {"muon"},
+        {"warm_up", "lr", "betas"}, {"bfloat16"}, {"border"}, {"muon"},
         {"smoothing", "pictures"},
     ]  # fmt: skip
 
