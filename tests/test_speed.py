@@ -304,8 +304,11 @@ def run_study(monkeypatch, tmp_path, *arguments, broken=()):
     monkeypatch.setattr(speed_study, "measure_accuracy", fake("accuracy"))
     monkeypatch.setattr(speed_study, "PARTS", {part: fake(part) for part in speed_study.PARTS})
     monkeypatch.setattr(sys, "argv", ["speed_study.py", *arguments])
+    # The switch would stay on in the process of all tests, and test_idx reads denormal numbers.
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: calls.append("denormals"))
     with contextlib.suppress(InterruptedError):
         speed_study.main()
+    assert calls.pop(0) == "denormals"  # before anything is measured
     return calls
 
 

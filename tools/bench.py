@@ -74,6 +74,7 @@ def bench_idx():
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # as notebook 06 does
     print(f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
     bench_ladder(json.loads(speed_study.RESULT.read_text())["accuracy"]["runs"])
     bench_contest()

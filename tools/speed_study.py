@@ -32,7 +32,6 @@ import utils  # noqa: E402
 from tools.notebook_code import definitions  # noqa: E402
 from tools.provenance import provenance, today  # noqa: E402
 
-torch.set_flush_denormal(True)  # as notebook 06 does; before the first computation
 book = definitions("06_speed")
 RESULT = utils.ROOT / "notebooks" / "06_study.json"
 SEEDS, VALIDATION = 10, 10_000
@@ -326,6 +325,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(["accuracy", *PARTS]))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    # As notebook 06 does, before the first computation; not on import, which would change how
+    # whoever imports this reads denormal numbers.
+    torch.set_flush_denormal(True)
     if arguments.child:
         return run_child(json.loads(arguments.child))
     if unknown := set(arguments.parts) - {"accuracy", *PARTS}:
