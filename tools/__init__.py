@@ -1,0 +1,1 @@
+"""What ``make`` calls: each module runs as ``python -m tools.NAME`` in the root folder."""
