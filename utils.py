@@ -186,7 +186,7 @@ def find_mnist(name: str = "mnist") -> dict[str, Path]:
     files, variable = DATASETS[name]["files"], f"{name.upper().replace('-', '_')}_DIR"
     chosen = os.path.expanduser(os.environ.get(variable, ""))
     kaggle = sorted(KAGGLE_INPUT.glob("**/"), key=lambda folder: (len(folder.parts), folder))
-    local = [ROOT / "data", Path.cwd() / "data", Path.cwd()]
+    local = [*dict.fromkeys([ROOT / "data", Path.cwd() / "data", Path.cwd()])]
     target = local[not os.access(ROOT, os.W_OK)]  # this file may lie on a read-only mount
     tried = [f"${variable}: {chosen or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
     hits = []

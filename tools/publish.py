@@ -1,6 +1,6 @@
 """Put the standalone notebooks on a git branch of their own, and badges on every page.
 
-    python tools/publish.py owner/name
+    python -m tools.publish owner/name
 
 The badges open the notebooks of the local branch `standalone`, which holds nothing else, so
 nothing has to be fetched at run time. They are written into README.md and the head of each
@@ -19,10 +19,8 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import utils  # noqa: E402
-from tools import standalone  # noqa: E402
+from tools import standalone
+from tools.standalone import ROOT
 
 BRANCH = "standalone"
 # Only badges that open this branch: somebody's badge for another service stays.
@@ -147,7 +145,7 @@ def publish(repo: str) -> str | None:
         copies[path.name] = standalone.to_bytes(standalone.standalone(notebook, path.name))
     commit = commit_to_branch(copies, f"Standalone notebooks for {repo}")
     for path, text in pages.items():
-        utils._replace_atomically(path, lambda file, text=text: file.write(text.encode()))
+        standalone.write(path, text.encode())
     return commit
 
 

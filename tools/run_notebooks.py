@@ -1,8 +1,8 @@
 """Execute notebooks from a fresh kernel each and show what is going on meanwhile.
 
-    python tools/run_notebooks.py                 every notebook, results into outputs/
-    python tools/run_notebooks.py 01 02 03        only those whose names start so
-    python tools/run_notebooks.py --in-place      replace the stored outputs instead
+    python -m tools.run_notebooks                 every notebook, results into outputs/
+    python -m tools.run_notebooks 01 02 03        only those whose names start so
+    python -m tools.run_notebooks --in-place      replace the stored outputs instead
 
 Stops at the first cell that fails and shows it.
 """
@@ -19,9 +19,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import utils  # noqa: E402
+import utils
 
 QUIET_SECONDS = 3  # a cell that runs longer than this has its prints shown as they come
 
@@ -62,7 +60,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         store_widget_state=False,
         coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],
-        resources={"metadata": {"path": str(ROOT / "notebooks")}},
+        resources={"metadata": {"path": str(utils.ROOT / "notebooks")}},
     )
     client.on_cell_start = client.announce
     client.execute()
@@ -94,11 +92,11 @@ def main() -> int:
     parser.add_argument("--in-place", action="store_true", help="replace the stored outputs")
     arguments = parser.parse_args()
 
-    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    paths = sorted((utils.ROOT / "notebooks").glob("*.ipynb"))
     if arguments.names:
         paths = [path for path in paths if path.name.startswith(tuple(arguments.names))]
     if not paths:
-        print(f"No notebook in {ROOT / 'notebooks'} starts with {arguments.names}")
+        print(f"No notebook in {utils.ROOT / 'notebooks'} starts with {arguments.names}")
         return 2
 
     for number, path in enumerate(paths, 1):
@@ -112,9 +110,7 @@ def main() -> int:
         if arguments.in_place:
             shrink_figures(notebook)
         target = path if arguments.in_place else utils.output_dir() / path.name
-        utils._replace_atomically(
-            target, lambda file, n=notebook: file.write((nbformat.writes(n) + "\n").encode())
-        )
+        utils.write_whole(target, (nbformat.writes(notebook) + "\n").encode())
         print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
 
     if not arguments.in_place and (utils.output_dir() / "modelku.pth").is_file():

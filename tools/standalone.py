@@ -1,17 +1,18 @@
 """Build notebooks that need no other file of this collection.
 
-    python tools/standalone.py                        into dist/
-    python tools/standalone.py --kaggle-user NAME     and fill in the Kaggle user's name
+    python -m tools.standalone                        into dist/
+    python -m tools.standalone --kaggle-user NAME     and fill in the Kaggle user's name
 
 Each copy carries utils.py (and what else it reads from here) in a collapsed cell at its
 top, which writes it into the working folder. All other cells are those of the source, with
 their outputs. For Kaggle, dist/kaggle/NN_name/ holds the notebook with the metadata that
-`kaggle kernels push` asks for.
+`kaggle kernels push` asks for. Needs nbformat, and nothing of what the notebooks need.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,9 +20,6 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import utils  # noqa: E402
-
 NO_USER = "YOUR-KAGGLE-NAME"  # as long as nobody has filled in a name
 NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)  # Untitled.ipynb and private notes are not ours
 
@@ -101,6 +99,17 @@ def to_bytes(notebook) -> bytes:
     return (nbformat.writes(notebook) + "\n").encode()
 
 
+def write(path: Path, content: bytes) -> None:
+    """Like utils.write_whole, which cannot be imported without PyTorch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def refuse_to_replace(path: Path) -> None:
     """Raise NotebookError if there is a file that is not, as it was built, a copy of ours."""
     if not path.exists():
@@ -162,7 +171,7 @@ def build(target: Path, user: str = NO_USER) -> list[Path]:
         if file.suffix == ".ipynb":
             refuse_to_replace(file)
     for file, content in files.items():
-        utils._replace_atomically(file, lambda out, content=content: out.write(content))
+        write(file, content)
     return list(files)
 
 

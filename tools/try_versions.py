@@ -1,7 +1,7 @@
 """Run the unit tests and the notebooks with the oldest and the newest versions.
 
-    python tools/test_versions.py                 both
-    python tools/test_versions.py oldest          one of them
+    python -m tools.try_versions                 both
+    python -m tools.try_versions oldest          one of them
 
 "oldest" is Python 3.10 with exactly the lower bounds of requirements.txt, and IPython 7.34,
 which Colab has; "newest" is the newest Python found here with the newest of everything. Each
@@ -69,7 +69,8 @@ def try_versions(kind: str, log) -> tuple[bool, list[str]]:
         ok, said = last_line([python, "-m", "venv", folder], log, None)
         if not ok:
             return False, [f"{python} -m venv failed: {said}"]
-        inside = str(Path(folder) / "bin" / "python")
+        scripts = Path(folder) / ("Scripts" if os.name == "nt" else "bin")
+        inside = str(scripts / "python")
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join([*lower_bounds(), *EXTRA] if kind == "oldest" else []))
         packages = EXTRA if kind == "oldest" else []
@@ -86,13 +87,13 @@ def try_versions(kind: str, log) -> tuple[bool, list[str]]:
         ).stdout.strip()
         # Kernels have to be those of this environment, whatever is installed for the user.
         kernels = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_DATA_DIR": f"{folder}/jupyter"}
-        path = {"PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}"}
+        path = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
         environment = {k: v for k, v in os.environ.items() if k != "MNIST_OUTPUT_DIR"}
         environment |= kernels | path
-        pytest = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        pytest = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2"]
         units, unit_line = last_line([*pytest, "tests", "-m", "not slow"], log, environment)
         books, book_line = last_line(
-            [*pytest, "notebooks", "--nbval", "--nbval-cell-timeout=900"], log, environment
+            [*pytest, "notebooks", "--nbval", "--dist=loadscope"], log, environment
         )
     minutes = (time.monotonic() - started) / 60
     return units and books, [
