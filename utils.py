@@ -524,7 +524,7 @@ def load_plain(path: str | Path) -> dict:
 
 
 def _bare(model):
-    while inner := getattr(model, "module", getattr(model, "_orig_mod", None)):
+    while (inner := getattr(model, "module", getattr(model, "_orig_mod", None))) is not None:
         model = inner
     return model
 
@@ -584,7 +584,7 @@ def show_images(
     With ``limit`` the colours run from -limit to +limit, or between the two numbers of a pair;
     without it, each image uses its own range.
     """
-    images = [np.squeeze(i.detach().cpu() if torch.is_tensor(i) else i) for i in images]
+    images = [i.detach().cpu().numpy() if torch.is_tensor(i) else i for i in images]
     titles = [""] * len(images) if titles is None else [str(title) for title in titles]
     rows = math.ceil(len(images) / columns) or 1
     lines = max((title.count("\n") + 1 for title in titles if title), default=0)
@@ -594,7 +594,7 @@ def show_images(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image, title in zip(axes.flat, images, titles):
-        axis.imshow(image, cmap=cmap, vmin=low, vmax=high)
+        axis.imshow(np.squeeze(image), cmap=cmap, vmin=low, vmax=high)
         axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.3, w_pad=0.7, h_pad=0.7)
     plt.show()

@@ -1,17 +1,11 @@
 """What tests share: the import path, Hypothesis profiles, the real MNIST, a browser."""
 
-import ast
 import shutil
-import sys
-from pathlib import Path
 
 import matplotlib
-import nbformat
 import pytest
 from hypothesis import HealthCheck, settings
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 # No test needs a screen. Not by the environment: the notebooks' kernels would inherit it
 # and draw no figures.
 matplotlib.use("Agg")
@@ -27,25 +21,32 @@ settings.load_profile("everyday")
 
 @pytest.fixture(scope="session")
 def mnist():
-    """Folder of the real MNIST, looked for once; it is only ever read."""
+    """Paths of the four files of the real MNIST, by name; they are only ever read."""
     import utils
 
     return utils.find_mnist()
 
 
 @pytest.fixture(scope="session")
-def handwriting():
-    """What notebook 05 imports and defines, by name; none of its other lines is executed."""
+def train(mnist):
     import utils
 
-    names = {"utils": utils, "Path": Path, "MY_PHOTO": ""}
-    notebook = nbformat.read(ROOT / "notebooks" / "05_your_handwriting.ipynb", as_version=4)
-    wanted = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    for cell in notebook.cells[2:]:
-        if cell.cell_type == "code":
-            lines = [node for node in ast.parse(cell.source).body if isinstance(node, wanted)]
-            exec(compile(ast.Module(lines, []), "notebook 05", "exec"), names)
-    return names
+    return utils.load_mnist("train")
+
+
+@pytest.fixture(scope="session")
+def test(mnist):
+    import utils
+
+    return utils.load_mnist("test")
+
+
+@pytest.fixture(scope="module")
+def handwriting():
+    """What notebook 05 imports and defines, by name; none of its other lines is executed."""
+    from tools.notebook_code import definitions
+
+    return vars(definitions("05_your_handwriting"))
 
 
 @pytest.fixture(scope="module")  # while it is open, nbclient could not run its event loop

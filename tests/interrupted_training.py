@@ -1,6 +1,6 @@
 """Kill real training processes at random moments, let them go on, and compare the ends.
 
-    python tests/interrupted_training.py FOLDER KILLS SEED
+    python -m tests.interrupted_training FOLDER KILLS SEED
 
 Run by tests/test_training.py. Prints one JSON line for each process that was killed. Each
 training runs in a child of its own, forked from this process so that PyTorch need not be
@@ -16,12 +16,11 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from torch.utils.data import Subset
 
 import utils
+from tools.notebook_code import definitions
 
 EPOCHS, TRAIN, TEST = 6, 1600, 500
 
@@ -32,16 +31,11 @@ def train(folder, data):
     optimizer = utils.new_optimizer(model)
     loader = utils.make_loader(Subset(data[0], torch.arange(TRAIN)), shuffle=True, seed=0)
     tests = {"test": utils.make_loader(Subset(data[1], torch.arange(TEST)))}
-    history = utils.fit(model, optimizer, loader, tests, EPOCHS, state_path=folder / "state.pth")
-    utils.save_checkpoint(
-        folder / "modelku.pth",
-        model,
-        optimizer,
-        EPOCHS,
-        history["train_loss"],
-        history["test_loss"],
-    )
-    (folder / "state.pth").unlink()
+    fit, state = definitions("03_training").fit, folder / "state.pth"
+    history = fit(model, optimizer, loader, tests, EPOCHS, state, torch.device("cpu"))
+    losses = history["train_loss"], history["test_loss"]
+    utils.save_checkpoint(folder / "modelku.pth", model, optimizer, EPOCHS, *losses)
+    state.unlink()
 
 
 def fork(folder, data) -> int:
@@ -99,7 +93,9 @@ def main(top: Path, kills: int, seed: int) -> None:
     for number in range(kills):
         folder = top / f"killed-{number}"
         folder.mkdir()
-        process, moment = fork(folder, data), moments.uniform(0, duration)
+        # One moment in each of as many equal parts of the run.
+        moment = moments.uniform(number, number + 1) / kills * duration
+        process = fork(folder, data)
         time.sleep(moment)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)

@@ -15,22 +15,21 @@ from torch import nn
 import utils
 from tools import notebook_code, speed_study
 
-book = speed_study.book
-EVERY_SETUP = book.LADDER | book.RIVALS
+
+@pytest.fixture(scope="module")
+def page():
+    return speed_study.page()
 
 
 @pytest.fixture(scope="module")
-def train():
-    return utils.load_mnist("train")
+def every_setup(page):
+    return page.LADDER | page.RIVALS
 
 
 @pytest.fixture(scope="module")
 def small(train):
-    """The first 500 training pictures."""
-    part = utils.stratified_split(train.labels, 500)[1]
-    return speed_study.SimpleNamespace(
-        images=train.images[part], labels=train.labels[part], pixels=train.pixels[part.numpy()]
-    )
+    """500 training pictures, as many of each digit as it has in all of them."""
+    return speed_study.split_off(train, 500)[1]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +41,9 @@ def study():
 
 
 @pytest.mark.parametrize("name", ["whole batches", "smoothed labels", "peer"])
-def test_each_pass_has_every_picture_once(small, name):
-    setup = replace(EVERY_SETUP[name], batch_size=64)
-    stream = book.batches(setup, small, seed=0)
+def test_each_pass_has_every_picture_once(small, name, page, every_setup):
+    setup = replace(every_setup[name], batch_size=64)
+    stream = page.batches(setup, small, seed=0)
     passes = []
     for _ in range(2):
         seen = list(itertools.islice(stream, 8))
@@ -57,15 +56,15 @@ def test_each_pass_has_every_picture_once(small, name):
     assert torch.equal(*passes) is not setup.shuffle  # a new order each time, or the file's
 
 
-def test_labels_belong_to_their_pictures(small):
-    images, labels = next(book.batches(book.FASTEST, small, seed=3))
+def test_labels_belong_to_their_pictures(small, page):
+    images, labels = next(page.batches(page.FASTEST, small, seed=3))
     for image, label in zip(images[:20], labels[:20]):
         match = (small.images[..., 2:26, 2:26] == image).flatten(1).all(1).nonzero()[0]
         assert small.labels[match] == label
 
 
-def test_classic_data_path_gives_the_same_pictures(small):
-    images, labels = next(book.batches(book.LADDER["the usual way"], small, seed=0))
+def test_classic_data_path_gives_the_same_pictures(small, page):
+    images, labels = next(page.batches(page.LADDER["the usual way"], small, seed=0))
     for image, label in zip(images, labels):
         match = (small.images == image).flatten(1).all(1).nonzero()[0]
         assert small.labels[match] == label
@@ -74,27 +73,27 @@ def test_classic_data_path_gives_the_same_pictures(small):
 # -------------------------------------------------------------- training
 
 
-def last_network(setup, data, seed):
-    *_, model = book.training(replace(setup, pictures=2_000), data, seed)
+def last_network(page, setup, data, seed):
+    *_, model = page.training(replace(setup, pictures=2_000), data, seed)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "smoothed labels", "peer", "another network"])
-def test_a_seed_decides_everything(small, name):
-    one, two, other = (last_network(EVERY_SETUP[name], small, seed) for seed in (0, 0, 1))
+def test_a_seed_decides_everything(small, name, every_setup, page):
+    one, two, other = (last_network(page, every_setup[name], small, seed) for seed in (0, 0, 1))
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("setting", [(5, 0.2), (0, 0.2), (100, 0.0), (100, 1.0)])
-def test_one_cycle_needs_room(setting):
+def test_one_cycle_needs_room(setting, page):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     with pytest.raises(ValueError, match="steps: expected room for a rise and a fall, found"):
-        utils.one_cycle(optimizer, *setting)
+        page.one_cycle(optimizer, *setting)
 
 
-def test_one_cycle_rises_and_falls():
+def test_one_cycle_rises_and_falls(page):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    schedule, rates = utils.one_cycle(optimizer, 100, warm_up=0.2), []
+    schedule, rates = page.one_cycle(optimizer, 100, warm_up=0.2), []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -103,32 +102,32 @@ def test_one_cycle_rises_and_falls():
     assert rates[-1] < 1e-3 and rates[19:] == sorted(rates[19:], reverse=True)
 
 
-def test_training_ends_where_the_schedule_ends(small):
-    setup = replace(book.FASTEST, pictures=1000, batch_size=64)
-    assert sum(1 for _ in book.training(setup, small, 0)) == 1000 // 64
-    constant = book.training(book.LADDER["batches of 128"], small, 0)
+def test_training_ends_where_the_schedule_ends(small, page):
+    setup = replace(page.FASTEST, pictures=1000, batch_size=64)
+    assert sum(1 for _ in page.training(setup, small, 0)) == 1000 // 64
+    constant = page.training(page.LADDER["batches of 128"], small, 0)
     assert sum(1 for _ in itertools.islice(constant, 30)) == 30  # goes on
 
 
-def test_recipe_in_the_ladder_is_the_recipe_of_utils(small):
+def test_recipe_in_the_ladder_is_the_recipe_of_utils(small, page):
     """Same weights after the same steps as utils.new_model, new_optimizer and a plain loop."""
-    setup = book.LADDER["fused Adam"]
+    setup = page.LADDER["fused Adam"]
     model = utils.new_model(5)
     optimizer = utils.new_optimizer(model)
-    for images, labels in itertools.islice(book.batches(setup, small, 5), 20):
+    for images, labels in itertools.islice(page.batches(setup, small, 5), 20):
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
-    ours = next(itertools.islice(book.training(setup, small, 5), 19, None))
+    ours = next(itertools.islice(page.training(setup, small, 5), 19, None))
     for a, b in zip(model.parameters(), ours.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_only_what_a_rung_names_changes():
+def test_only_what_a_rung_names_changes(page):
     """Each rung differs from the one below it in a change of its own, and in no more than that."""
-    rungs = list(book.LADDER.values())
+    rungs = list(page.LADDER.values())
     fields = [
-        {f for f in book.Setup.__dataclass_fields__ if getattr(a, f) != getattr(b, f)}
+        {f for f in page.Setup.__dataclass_fields__ if getattr(a, f) != getattr(b, f)}
         for a, b in itertools.pairwise(rungs)
     ]
     assert fields == [
@@ -138,63 +137,63 @@ def test_only_what_a_rung_names_changes():
     ]  # fmt: skip
 
 
-def test_the_fastest_is_the_network_of_the_collection():
-    assert list(book.LADDER.values())[-1] == book.FASTEST
-    assert book.FASTEST.network is utils.MnistClassifier
-    assert list(book.FASTEST.network().state_dict()) == list(utils.MnistClassifier().state_dict())
+def test_the_fastest_is_the_network_of_the_collection(page):
+    assert list(page.LADDER.values())[-1] == page.FASTEST
+    assert page.FASTEST.network is utils.MnistClassifier
+    assert list(page.FASTEST.network().state_dict()) == list(utils.MnistClassifier().state_dict())
 
 
 # ------------------------------------------------------------------ Muon
 
 
 @pytest.mark.parametrize("shape", [(32, 144), (64, 576), (10, 64), (16, 16)])
-def test_newton_schulz_keeps_directions_and_evens_out_sizes(shape):
+def test_newton_schulz_keeps_directions_and_evens_out_sizes(shape, page):
     generator = torch.Generator().manual_seed(0)
     u, _ = torch.linalg.qr(torch.randn(shape[0], shape[0], generator=generator))
     v, _ = torch.linalg.qr(torch.randn(shape[1], shape[0], generator=generator))
     sizes = torch.logspace(0, -1.3, shape[0])
     matrix = 7 * u @ torch.diag(sizes) @ v.T
-    result = book.newton_schulz((matrix @ matrix.T)[None])[0] @ matrix
+    result = page.newton_schulz((matrix @ matrix.T)[None])[0] @ matrix
     inside = u.T @ result @ v  # diagonal, if the directions were kept
     assert torch.allclose(inside, torch.diag(inside.diagonal()), atol=1e-3)
     assert inside.diagonal().min() > 0.6 and inside.diagonal().max() < 1.25
 
 
-def test_newton_schulz_treats_each_matrix_alone():
+def test_newton_schulz_treats_each_matrix_alone(page):
     """A smaller matrix in a batch, padded with zeros, gets what it would get by itself."""
     generator = torch.Generator().manual_seed(1)
     large, small = torch.randn(20, 50, generator=generator), torch.randn(6, 9, generator=generator)
     grams = torch.zeros(2, 20, 20)
     grams[0], grams[1, :6, :6] = large @ large.T, small @ small.T
-    together = book.newton_schulz(grams)
-    alone = book.newton_schulz((small @ small.T)[None])[0]
+    together = page.newton_schulz(grams)
+    alone = page.newton_schulz((small @ small.T)[None])[0]
     assert torch.allclose(together[1, :6, :6] @ small, alone @ small, atol=1e-4)
 
 
-def test_muon_moves_every_weight_matrix_by_its_rate():
+def test_muon_moves_every_weight_matrix_by_its_rate(page):
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 8, 3, bias=False)
     before = layer.weight.detach().clone()
     layer(torch.randn(4, 3, 9, 9)).square().sum().backward()
-    book.Muon([layer.weight], lr=0.5).step()
+    page.Muon([layer.weight], lr=0.5).step()
     step = torch.linalg.svdvals((before - layer.weight.detach()).flatten(1) / 0.5)
     assert step.min() > 0.3 and step.max() < 1.25
     gradient = layer.weight.grad.flatten()
     assert (before - layer.weight.detach()).flatten() @ gradient > 0  # downhill
 
 
-def test_muon_survives_a_gradient_of_zero():
+def test_muon_survives_a_gradient_of_zero(page):
     weight = torch.ones(4, 5, requires_grad=True)
     (0 * weight).sum().backward()
-    book.Muon([weight], lr=0.1).step()
+    page.Muon([weight], lr=0.1).step()
     assert torch.equal(weight, torch.ones(4, 5))
 
 
 # ----------------------------------------------------- counting, growing
 
 
-def test_operations_by_hand():
-    whole, layers = book.operations(book.FASTEST)
+def test_operations_by_hand(page):
+    whole, layers = page.operations(page.FASTEST)
     by_hand = {
         "conv1": 2 * 24 * 24 * 16 * 9, "conv2": 2 * 12 * 12 * 32 * 144,
         "conv3": 2 * 6 * 6 * 64 * 288, "fc1": 2 * 576 * 64, "fc2": 2 * 64 * 10,
@@ -203,17 +202,17 @@ def test_operations_by_hand():
     assert whole == 3 * sum(by_hand.values()) - by_hand["conv1"]
 
 
-def test_bytes_give_the_very_numbers(train):
+def test_bytes_give_the_very_numbers(train, page):
     index = torch.tensor([5, 0, 59_999])
-    images = book.ByteImages(torch.from_numpy(train.pixels))
+    images = page.ByteImages(torch.from_numpy(train.pixels))
     assert torch.equal(images[index], train.images[index])
     assert torch.equal(images[3:6], train.images[3:6])
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
 @pytest.mark.parametrize("times", [1 / 6, 1, 2.5])
-def test_repeated_data(train, times, as_bytes):
-    data = book.repeated(train, times, as_bytes)
+def test_repeated_data(train, times, as_bytes, page):
+    data = page.repeated(train, times, as_bytes)
     assert len(data.labels) == round(60_000 * times)
     size = 1 if as_bytes else 4
     assert data.images.nbytes == len(data.labels) * 784 * size
@@ -224,32 +223,32 @@ def test_repeated_data(train, times, as_bytes):
         assert torch.equal(data.labels[60_000:60_003], train.labels[:3])
 
 
-def test_accuracy_is_that_of_evaluate():
+def test_accuracy_is_that_of_evaluate(page):
     test, model = utils.load_mnist("test"), utils.new_model(0)
     expected = utils.evaluate(model, utils.make_loader(test, 500))[1]
-    assert book.accuracy(book.Setup(), model, test) == pytest.approx(expected)
+    assert page.accuracy(page.Setup(), model, test) == pytest.approx(expected)
 
 
-def test_interleave_takes_turns():
+def test_interleave_takes_turns(page):
     calls = []
-    times = book.interleave({name: lambda n=name: calls.append(n) for name in "ab"}, 3)
+    times = page.interleave({name: lambda n=name: calls.append(n) for name in "ab"}, 3)
     assert "".join(calls) == "ab" + "ababab"  # once each to warm up
     assert [len(values) for values in times.values()] == [3, 3]
 
 
-def test_pictures_needed():
+def test_pictures_needed(page):
     runs = {
         "test: fused Adam": {"accuracy": [[0.98, 0.991, 0.98], [0.98, 0.991, 0.999]]},
         "test: batches of 128": {"accuracy": [[0.9, 0.9], [0.9, 0.99]]},
         "test: Muon": {"accuracy": [[0.99], [0.992]]},
     }
-    ladder = book.LADDER
+    ladder = page.LADDER
     for name in ("the usual way", "fused Adam"):
-        assert book.pictures_needed(name, ladder[name], runs) == 120_000
+        assert page.pictures_needed(name, ladder[name], runs) == 120_000
     name = "batches of 128"
-    assert np.isnan(book.pictures_needed(name, ladder[name], runs))
-    assert book.pictures_needed("Muon", ladder["Muon"], runs) == ladder["Muon"].pictures
-    assert np.isnan(book.pictures_needed("Muon", ladder["Muon"], runs, wanted=0.995))
+    assert np.isnan(page.pictures_needed(name, ladder[name], runs))
+    assert page.pictures_needed("Muon", ladder["Muon"], runs) == ladder["Muon"].pictures
+    assert np.isnan(page.pictures_needed("Muon", ladder["Muon"], runs, wanted=0.995))
 
 
 # ------------------------------------------------------------- the study
@@ -266,19 +265,20 @@ def test_study_is_of_these_setups(study):
     assert len(runs) == len(speed_study.accuracy_jobs())
 
 
-def test_study_is_whole_and_says_where_it_comes_from(study):
+def test_study_is_whole_and_says_where_it_comes_from(study, page, every_setup):
     assert set(study) == {"accuracy", *speed_study.PARTS}
     for part in study.values():
         assert set(part["provenance"]) == {"processor", "threads", "python", "torch", "numpy"}
         assert part["date"] >= "2026"
-    assert set(study["ladder"]["seconds"]) == set(EVERY_SETUP | speed_study.ablations())
-    assert set(study["contest"]) > {"fastest", *book.RIVALS}
+    assert set(study["ladder"]["seconds"]) == set(every_setup | speed_study.ablations())
+    assert set(study["contest"]) > {"fastest", *page.RIVALS}
 
 
-def test_one_stored_accuracy_can_be_had_again(study, train):
+@pytest.mark.slow
+def test_one_stored_accuracy_can_be_had_again(study, train, page):
     """Training with a seed of the study gives about the stored accuracy, also on other machines."""
-    *_, model = book.training(book.FASTEST, train, seed=0)
-    again = book.accuracy(book.FASTEST, model, utils.load_mnist("test"))
+    *_, model = page.training(page.FASTEST, train, seed=0)
+    again = page.accuracy(page.FASTEST, model, utils.load_mnist("test"))
     stored = study["accuracy"]["runs"]["test: smoothed labels"]["accuracy"]
     assert abs(again - np.mean(stored)) < 0.004
 

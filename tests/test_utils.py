@@ -1,7 +1,8 @@
-"""Model, loaders, training, evaluation and checkpoints."""
+"""Places, data set, model, training, checkpoints and figures."""
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -9,26 +10,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot as plt
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, random_split
 from torchvision import transforms
 
 import utils
 from tools.notebook_code import definitions
 
-speed = definitions("06_speed")
-ClassicDataset, ClassicNet = speed.ClassicDataset, speed.ClassicNet
-
 
 @pytest.fixture(scope="module")
-def train():
-    return utils.load_mnist("train")
-
-
-@pytest.fixture(scope="module")
-def test():
-    return utils.load_mnist("test")
+def speed():
+    return definitions("06_speed")
 
 
 # ---------------------------------------------------------------- data set
@@ -77,8 +71,9 @@ def test_plain_data_loader_works_too(test):
     assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
 
 
-def test_loader_serves_every_sample_once_in_a_new_order_each_epoch(test):
-    loader = utils.make_loader(Subset(test, torch.arange(103)), 10, shuffle=True, seed=5)
+@pytest.mark.parametrize("indices", [range(103), torch.arange(103), np.arange(103)], ids=str)
+def test_loader_serves_every_sample_once_in_a_new_order_each_epoch(test, indices):
+    loader = utils.make_loader(Subset(test, indices), 10, shuffle=True, seed=np.int64(5))
     first, second = (torch.cat([labels for _, labels in loader]) for _ in range(2))
     assert [len(labels) for _, labels in loader] == [10] * 10 + [3]
     assert len(loader) == 11
@@ -87,12 +82,28 @@ def test_loader_serves_every_sample_once_in_a_new_order_each_epoch(test):
     assert not torch.equal(first, second)
 
 
+def test_loader_of_a_random_split(test):
+    for part in random_split(test, [9_000, 1_000]):
+        images, labels = next(iter(utils.make_loader(part, 5)))
+        assert torch.equal(images, test.images[part.indices[:5]])
+        assert torch.equal(labels, test.labels[part.indices[:5]])
+
+
 def test_loader_repeats_with_the_seed_and_differs_without(test):
     def order(seed):
         return torch.cat([y for _, y in utils.make_loader(test, 500, shuffle=True, seed=seed)])
 
     assert torch.equal(order(1), order(1))
     assert not torch.equal(order(1), order(2))
+    assert not torch.equal(order(None), order(None))
+
+
+def test_positions_are_drawn_on_the_cpu_whatever_the_default_device(test):
+    """Some set a GPU as the default; "meta" is a device that every machine has."""
+    sampler, again = (utils.make_loader(test, 4, shuffle=True, seed=0).sampler for _ in "12")
+    with torch.device("meta"):
+        positions = next(iter(sampler))
+    assert positions == next(iter(again)) and type(positions[0]) is int
 
 
 def test_unknown_split_is_refused():
@@ -114,9 +125,9 @@ def test_parameter_count_and_names():
     assert utils.MnistClassifier(num_classes=47)(torch.zeros(2, 1, 28, 28)).shape == (2, 47)
 
 
-def test_pooling_before_relu_changes_nothing(train):
+def test_pooling_before_relu_changes_nothing(train, speed):
     """Same logits and same gradients, to the last bit, as the recipe's order."""
-    recipe, model = ClassicNet(), utils.MnistClassifier()
+    recipe, model = speed.ClassicNet(), utils.MnistClassifier()
     model.load_state_dict(recipe.state_dict())
     images, labels = train[torch.arange(64)]
     for net in (recipe, model):
@@ -154,12 +165,35 @@ def test_evaluate_counts_every_sample(test):
     assert loss == pytest.approx(whole_loss, rel=1e-5) and accuracy == whole_accuracy
 
 
-def test_evaluate_leaves_the_mode_as_it_was(test):
+def test_predict_is_the_network_in_pieces(test):
+    model = nn.Sequential(utils.new_model(0), nn.Dropout(0.5))  # so that the mode matters
+    logits = utils.predict(model, test.images[:1003])
+    with torch.no_grad():
+        whole = model[0](test.images[:1003])
+    assert logits.shape == (1003, 10) and not logits.requires_grad
+    assert torch.allclose(logits, whole, atol=1e-5)
+
+
+def test_a_loader_without_batches_is_refused(test):
+    model, empty = utils.new_model(0), utils.make_loader(Subset(test, []))
+    with pytest.raises(ValueError, match="evaluate: expected a loader with batches"):
+        utils.evaluate(model, empty)
+    with pytest.raises(ValueError, match="epoch 7: expected a loader with batches"):
+        utils.train_epoch(model, empty, utils.new_optimizer(model), label="epoch 7")
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(train):
+    """A damaged pixel in the 96th picture, and a learning rate that is far too high."""
+    data = utils.MNISTDataset(train.pixels[:160], train.labels[:160].numpy().astype("uint8"))
+    data.images[95, 0, 14, 14] = float("nan")
     model = utils.new_model(0)
-    for mode in (True, False):
-        model.train(mode)
-        utils.evaluate(model, utils.make_loader(Subset(test, torch.arange(16))))
-        assert model.training is mode
+    with pytest.raises(FloatingPointError, match=r"epoch 2, batch 6: the loss is nan\. Is the"):
+        loader = utils.make_loader(data)
+        utils.train_epoch(model, loader, utils.new_optimizer(model), label="epoch 2")
+    loader = utils.make_loader(Subset(train, range(160)))
+    model = utils.new_model(0)
+    with pytest.raises(FloatingPointError, match="learning rate too high"):
+        utils.train_epoch(model, loader, utils.new_optimizer(model, lr=1e30))
 
 
 def test_train_epoch_returns_the_mean_over_samples(train):
@@ -170,22 +204,22 @@ def test_train_epoch_returns_the_mean_over_samples(train):
     assert loss == pytest.approx(utils.evaluate(model, part)[0], rel=1e-5)
 
 
-def test_fast_and_classic_path_have_the_same_losses(train):
+def test_fast_and_classic_path_have_the_same_losses(train, speed):
     """Same seed and order of data: per-image Pillow path in the default layout with the
     default Adam, and ours, differ by no more than float rounding over 60 steps."""
-    per_image = ClassicDataset(train.pixels, train.labels.numpy())
+    per_image = speed.ClassicDataset(train.pixels, train.labels.numpy())
     torch.manual_seed(0)
-    classic = ClassicNet()
+    classic = speed.ClassicNet()
     ours = utils.new_model(0)
     for a, b in zip(classic.parameters(), ours.parameters()):
         assert torch.equal(a, b)
     adam = torch.optim.Adam(classic.parameters(), lr=0.001, weight_decay=1e-5)
     fused = utils.new_optimizer(ours)
     differences = []
-    for step, indices in enumerate(utils.BatchIndices(60_000, 16, shuffle=True, seed=0)):
+    for step, indices in enumerate(utils.make_loader(train, 16, shuffle=True, seed=0).sampler):
         if step == 60:
             break
-        samples = [per_image[i][0] for i in indices.tolist()]
+        samples = [per_image[i][0] for i in indices]
         losses = []
         for net, optimizer, images in (
             (classic, adam, torch.stack(samples)),
@@ -210,11 +244,12 @@ def test_the_recipe_s_optimiser():
     )  # fmt: skip
 
 
-def test_device_that_fails_at_its_first_operation_is_not_used(monkeypatch, capsys):
-    """A GPU may say that it is there and fail: then the CPU is used, and a sentence says so."""
-    if torch.cuda.is_available():
-        assert utils.pick_device().type == "cuda"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_device_that_fails_at_its_first_operation_is_not_used(monkeypatch):
+    """A GPU may say that it is there and fail: then the CPU is used, and a warning says so."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert utils.pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     real = nn.Module.to
 
     def broken(self, target, *args, **kwargs):
@@ -223,9 +258,8 @@ def test_device_that_fails_at_its_first_operation_is_not_used(monkeypatch, capsy
         return real(self, target, *args, **kwargs)
 
     monkeypatch.setattr(nn.Module, "to", broken)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert utils.pick_device().type == "cpu"
-    assert "no kernel image" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="cuda does not work .no kernel image.*using the CPU"):
+        assert utils.pick_device() == torch.device("cpu")
 
 
 # ------------------------------------------------------------- checkpoints
@@ -265,9 +299,9 @@ def test_checkpoint_comes_back_bit_for_bit(saved):
     assert content["test_loss"] == [0.5]
 
 
-def test_checkpoint_of_another_implementation_loads(tmp_path, test):
+def test_checkpoint_of_another_implementation_loads(tmp_path, test, speed):
     """Plain layout, plain Adam, saved with plain torch.save by somebody else's code."""
-    other = ClassicNet()
+    other = speed.ClassicNet()
     adam = torch.optim.Adam(other.parameters())
     other(test.images[:4]).sum().backward()
     adam.step()
@@ -293,47 +327,101 @@ def edited(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    "wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))]
+)
+def test_wrapped_networks_save_and_load_as_plain_ones(saved, tmp_path, wrap):
+    """Two GPUs on Kaggle invite DataParallel, which puts a prefix before every name."""
+    path, model = saved
+    wrapped = wrap(model)
+    utils.save_checkpoint(tmp_path / "wrapped.pth", wrapped, utils.new_optimizer(model), 1, [], [])
+    theirs = {key: wrapped.state_dict() if key == "model_state_dict" else value
+              for key, value in torch.load(path, weights_only=True).items()}  # fmt: skip
+    torch.save(theirs, tmp_path / "theirs.pth")  # saved by somebody else, prefixes and all
+    for name in ("wrapped.pth", "theirs.pth"):
+        plain, other = utils.new_model(1), utils.new_model(2)
+        utils.load_checkpoint(tmp_path / name, plain)
+        utils.load_checkpoint(tmp_path / name, wrap(other))
+        assert torch.equal(plain.fc1.weight, model.fc1.weight)
+        assert torch.equal(other.fc1.weight, model.fc1.weight)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(saved, tmp_path):
+    path, model = saved
+    with torch.no_grad():
+        model.fc1.bias[3] = float("inf")
+    with pytest.raises(utils.CheckpointError, match=r"not finite, in fc1\.bias"):
+        utils.save_checkpoint(tmp_path / "new.pth", model, utils.new_optimizer(model), 1, [], [])
+    assert not (tmp_path / "new.pth").exists()
+    torch.save(edited(path, model_state_dict=model.state_dict()), path)
+    assert_refused(path, r"not finite, in fc1\.bias")
+
+
+def assert_refused(path, says, make_optimizer=utils.new_optimizer):
+    """The message names the file; model and optimiser are left as they were."""
+    model = utils.new_model(3)
+    optimizer = make_optimizer(model)
+    model(torch.zeros(1, 1, 28, 28)).sum().backward()
+    optimizer.step()
+    before = [value.clone() for value in model.state_dict().values()]
+    state = str(optimizer.state_dict())
+    with pytest.raises(utils.CheckpointError, match=f"(?s){re.escape(path.name)}.*{says}"):
+        utils.load_checkpoint(path, model, optimizer)
+    assert all(map(torch.equal, before, model.state_dict().values()))
+    assert str(optimizer.state_dict()) == state
+
+
+@pytest.mark.parametrize("share", range(9))
+def test_a_checkpoint_that_was_cut_short_is_refused(saved, share):
+    path, _ = saved
+    path.write_bytes(path.read_bytes()[: share * path.stat().st_size // 9])
+    assert_refused(path, "damaged file")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:2000]), "damaged file"),
-        *(
-            (
-                lambda path, n=n: path.write_bytes(
-                    path.read_bytes()[: n * path.stat().st_size // 9]
-                ),
-                "damaged file",
-            )
-            for n in range(9)
-        ),
-        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "damaged file"),
-        (lambda path: path.write_bytes(b"<html>503</html>"), "damaged file"),
-        (lambda path: path.write_bytes(b""), "damaged file"),
-        (lambda path: torch.save([1, 2], path), "found list"),
-        (lambda path: torch.save(edited(path, epoch=None), path), "found model_state_dict"),
-        (lambda path: torch.save(edited(path, best=1), path), "best"),
+        ({"epoch": None}, "found the keys model_state_dict"),
+        ({"best": 1}, "found the keys.*best"),
         (
-            lambda path: torch.save(
-                edited(path, model_state_dict=nn.Linear(2, 3).state_dict()), path
-            ),
-            "conv1.weight is missing.*bias is not in this network",
+            {"model_state_dict": nn.Linear(2, 3).state_dict()},
+            "Missing key.*conv1.weight.*Unexpected",
         ),
-        (
-            lambda path: torch.save(
-                edited(path, model_state_dict=utils.MnistClassifier(47).state_dict()), path
-            ),
-            r"fc2.weight has shape \(47, 64\) instead of \(10, 64\)",
-        ),
+        ({"model_state_dict": utils.MnistClassifier(47).state_dict()}, r"fc2.weight.*\[47, 64\]"),
+        ({"model_state_dict": [1, 2]}, "expected"),
+        ({"train_loss": [np.float64(0.5)]}, r"a NumPy value; where it is made, save float\(loss\)"),
     ],
 )
-def test_bad_checkpoint_is_refused_and_the_model_left_alone(saved, spoil, says):
+def test_a_checkpoint_of_something_else_is_refused(saved, changes, says):
     path, _ = saved
-    spoil(path)
-    model = utils.new_model(3)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(utils.CheckpointError, match=f"(?s){path.name}.*{says}"):
-        utils.load_checkpoint(path, model)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key])
+    torch.save(edited(path, **changes), path)
+    assert_refused(path, says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"<html>503</html>", "damaged file"), ([1, 2], "found a list")]
+)
+def test_what_is_no_checkpoint_is_refused(saved, content, says):
+    path, _ = saved
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    assert_refused(path, says)
+
+
+def test_the_state_of_another_optimiser_is_refused_before_anything_is_changed(saved):
+    path, model = saved
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    two_groups = torch.optim.Adam([{"params": [p]} for p in model.parameters()])
+    other = nn.Linear(3, 3)
+    adam = torch.optim.Adam([other.weight] * 1 + [nn.Parameter(torch.zeros(9)) for _ in range(9)])
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    adam.step()
+    for optimizer, says in ((sgd, "without betas, eps"), (two_groups, "groups"),
+                            (adam, "other weights")):  # fmt: skip
+        torch.save(edited(path, optimizer_state_dict=optimizer.state_dict()), path)
+        assert_refused(path, says)
+    utils.save_checkpoint(path, model, utils.new_optimizer(model), 1, [], [])
+    assert_refused(path, "momentum", lambda m: torch.optim.SGD(m.parameters(), 0.1, momentum=0.9))
 
 
 class Malicious:
@@ -345,7 +433,9 @@ def test_code_in_a_checkpoint_does_not_run(saved, tmp_path, monkeypatch):
     path, _ = saved
     monkeypatch.setenv("MALICIOUS_FOLDER", str(tmp_path / "it ran"))
     torch.save(edited(path, epoch=Malicious()), path)
-    with pytest.raises(utils.CheckpointError, match=r"carries code \(\w+\.mkdir\); it was not run"):
+    with pytest.raises(
+        utils.CheckpointError, match=r"carries code .GLOBAL \w+\.mkdir.; it was not run"
+    ):
         utils.load_checkpoint(path, utils.new_model(0))
     assert not (tmp_path / "it ran").exists()
     torch.load(path, weights_only=False)  # the file does carry working code
@@ -357,17 +447,18 @@ def test_missing_checkpoint_is_an_ordinary_missing_file(tmp_path):
         utils.load_checkpoint(tmp_path / "nothing.pth", utils.new_model(0))
 
 
-def test_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file(saved, monkeypatch):
+    """A full disk, say: the error names file and variable, and nothing else is left."""
     path, model = saved
     before = path.read_bytes()
 
-    def interrupted(content, file):
-        file.write(b"half")
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left.*MNIST_OUTPUT_DIR.*modelku.pth") as caught:
         utils.save_checkpoint(path, model, utils.new_optimizer(model), 2, [], [])
+    assert caught.value.errno == 28
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["modelku.pth"]
 
@@ -407,9 +498,89 @@ def test_trained_model_finds_an_attached_output_on_kaggle(saved, monkeypatch, tm
     assert torch.equal(restored.fc2.weight, model.fc2.weight)
 
 
-def test_importing_utils_is_silent():
-    """Importing must not print, download or train."""
+def test_trained_model_is_returned_where_it_cannot_be_kept(monkeypatch, tmp_path, train, capsys):
+    """The output folder is a file: a warning names the way out, the network is not lost."""
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("MNIST_OUTPUT_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(utils, "load_mnist", lambda split: Subset(train, range(1280)))
+    with pytest.warns(UserWarning, match="Not kept for next time.*MNIST_OUTPUT_DIR"):
+        model, checkpoint = utils.trained_model()
+    assert not model.training and set(checkpoint) == set(utils.CHECKPOINT_KEYS)
+    assert "No modelku.pth found" in capsys.readouterr().out
+
+
+def test_a_companion_is_found_beside_the_notebook_or_in_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert utils.companion("03_study.json") == utils.ROOT / "notebooks" / "03_study.json"
+    (tmp_path / "03_study.json").write_text("{}")
+    assert utils.companion("03_study.json") == tmp_path / "03_study.json"
+    with pytest.raises(FileNotFoundError, match="99_none.json: copy it beside the notebook"):
+        utils.companion("99_none.json")
+
+
+# ----------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((3, 28, 28)), torch.zeros(3, 28, 28), torch.zeros(3, 1, 28, 28),
+        torch.zeros(3, 1, 28, 28, requires_grad=True), [np.zeros((28, 28))] * 3,
+        np.zeros((0, 28, 28)), torch.zeros(1, 28, 28),
+    ],
+    ids=["array", "tensor", "channel", "gradient", "list", "none", "one"],
+)  # fmt: skip
+def test_show_images_draws_any_kind(images):
+    plt.close("all")
+    utils.show_images(images, titles=["a title"] * len(images), limit=1)
+    drawn = [axis.images[0].get_array().shape for axis in plt.gcf().axes if axis.images]
+    assert drawn == [(28, 28)] * len(images)
+    plt.close("all")
+
+
+# --------------------------------------------------------------- importing
+
+
+def test_importing_utils_is_silent_and_changes_nothing():
+    """It must not print, download, train, or restyle the reader's own figures."""
+    code = (
+        "import matplotlib as m; a = dict(m.rcParams); import utils; assert a == dict(m.rcParams)"
+    )
     result = subprocess.run(
-        [sys.executable, "-c", "import utils"], cwd=utils.ROOT, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_nothing_at_import_needs_posix(tmp_path):
+    """As on Windows: no resource, no fork, and a console that has no letters beyond cp1252."""
+    (tmp_path / "resource.py").write_text("raise ImportError('not on Windows')")
+    modules = [f"tools.{path.stem}" for path in (utils.ROOT / "tools").glob("[!_]*.py")]
+    code = (
+        "import os\ndel os.fork, os.forkpty\n"
+        f"import utils, {', '.join(modules)}, data.from_package_index\nprint('done ±')"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(utils.ROOT)]),
+        "PYTHONIOENCODING": "cp1252",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert result.stdout.strip() == "done ±".encode("cp1252"), result.stderr.decode()
+
+
+def test_no_public_function_lacks_a_type_hint_or_a_docstring():
+    for name, thing in vars(utils).items():
+        function = getattr(thing, "__wrapped__", thing)
+        if name.startswith("_") or getattr(function, "__module__", "") != "utils":
+            continue
+        assert thing.__doc__, name
+        if not isinstance(thing, type) and callable(thing):
+            code, hints = function.__code__, function.__annotations__
+            arguments = code.co_varnames[: code.co_argcount]
+            assert set(hints) >= {*arguments, "return"}, name
+
+
+def test_utils_is_read_in_ten_minutes():
+    assert len((utils.ROOT / "utils.py").read_text(encoding="utf-8").splitlines()) <= 600

@@ -1,6 +1,6 @@
 """Print the speed tables: the ladder and the contest of notebook 06, and the reading of IDX files.
 
-    python tools/bench.py
+    python -m tools.bench
 
 Other programs on the machine disturb a clock, so what is compared takes turns in slices of
 well under a second, many times over. Each ratio is given twice, of the medians and of the
@@ -10,59 +10,51 @@ contest trains every rival anew, ten times.
 """
 
 import gzip
-import json
 import statistics
-import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import utils  # noqa: E402
-from tools import speed_study  # noqa: E402
-from tools.provenance import processor  # noqa: E402
-
-book = speed_study.book
+import utils
+from tools import speed_study, studies
 
 
 def ratios(ours, theirs):
     median = statistics.median(ours) / statistics.median(theirs)
-    return f"{median:8.2f} {book.fastest_tenth(ours) / book.fastest_tenth(theirs):14.2f}"
+    fastest = speed_study.page().fastest_tenth(ours) / speed_study.page().fastest_tenth(theirs)
+    return f"{median:8.2f} {fastest:14.2f}"
 
 
 def bench_ladder(runs):
     measured = speed_study.measure_ladder()
     print("\nTraining, one change a rung")
-    book.print_ladder(measured["seconds"], measured["peak"], runs)
+    speed_study.page().print_ladder(measured["seconds"], measured["peak"], runs)
 
 
 def bench_contest():
     result = speed_study.measure_contest()
     print("\nWhole trainings, ten seeds")
-    book.print_contest(result)
+    speed_study.page().print_contest(result)
 
 
 def bench_idx():
-    raw = utils.mnist_files(utils.find_mnist())["train-images.idx3-ubyte"]
-    data = utils.read_idx(raw)
-    folder = utils.output_dir()
-    plain, packed = folder / "bench.idx", folder / "bench.idx.gz"
-    try:
-        utils.write_idx(plain, data)
-        utils.write_idx(packed, data)
-        times = book.interleave(
+    plain = utils.find_mnist()["train-images.idx3-ubyte"]
+    with tempfile.TemporaryDirectory() as folder:
+        raw, packed = Path(folder, "raw"), Path(folder, "packed")
+        content = plain.read_bytes()
+        raw.write_bytes(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        packed.write_bytes(gzip.compress(raw.read_bytes()))
+        times = speed_study.page().interleave(
             {
-                "numpy.fromfile": lambda: np.fromfile(plain, dtype=np.uint8),
-                "read_idx": lambda: utils.read_idx(plain),
+                "numpy.fromfile": lambda: np.fromfile(raw, dtype=np.uint8),
+                "read_idx": lambda: utils.read_idx(raw),
                 "gzip.decompress": lambda: gzip.decompress(packed.read_bytes()),
                 "read_idx, gzip": lambda: utils.read_idx(packed),
             },
             rounds=15,
         )
-    finally:
-        plain.unlink(missing_ok=True)
-        packed.unlink(missing_ok=True)
 
     print(f"\n{'reading the training images':32} theirs (ms)  ours (ms)  ours / theirs")
     print(f"{'':32} {'median':>11} {'median':>10}  {'medians':>8} {'fastest tenths':>14}")
@@ -75,7 +67,7 @@ def bench_idx():
 
 if __name__ == "__main__":
     torch.set_flush_denormal(True)  # as notebook 06 does
-    print(f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
-    bench_ladder(json.loads(speed_study.RESULT.read_text())["accuracy"]["runs"])
+    print(f"{studies.processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
+    bench_ladder(studies.load(speed_study.RESULT)["accuracy"]["runs"])
     bench_contest()
     bench_idx()

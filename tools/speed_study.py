@@ -1,38 +1,36 @@
 """Measure what notebook 06 shows, and store it with its provenance.
 
-    python tools/speed_study.py                    everything
-    python tools/speed_study.py ladder growth      these parts of it, anew
+    python -m tools.speed_study                    everything
+    python -m tools.speed_study ladder growth      these parts of it, anew
 
 The parts: accuracy (ten seeds of every rung, about 25 minutes on two quiet CPU cores), ladder
 (the speed of every rung, all in turns), contest (whole trainings, in turns), growth, switches
 (denormal numbers, compilation, one thread). Each is kept in outputs/ as soon as it is done, so
 a study that was stopped goes on with the same command; when no part is missing, the result
-goes to notebooks/06_study.json.
+goes to notebooks/06_study.json. Needs Linux for the part growth.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-import torch.multiprocessing as multiprocessing
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import utils  # noqa: E402
-from tools.notebook_code import definitions  # noqa: E402
-from tools.provenance import provenance, today  # noqa: E402
+import utils
+from tools import studies
+from tools.notebook_code import definitions
 
-book = definitions("06_speed")
 RESULT = utils.ROOT / "notebooks" / "06_study.json"
 SEEDS, VALIDATION = 10, 10_000
 MOST_PASSES = {16: 8, 128: 6}  # where the learning rate is constant, by batch size
@@ -41,22 +39,26 @@ PEERS = {"peer", "peer, our switches"}  # taken as they are: nothing is chosen f
 SIZES, BATCH_SIZES = (1 / 6, 1, 4, 12), (1, 4, 16, 64, 256, 1024, 4096)
 
 
+@functools.cache
+def page():
+    """What notebook 06 defines."""
+    return definitions("06_speed")
+
+
 # --------------------------------------------------------------- accuracy
 
 
-def split_off(data, held_out: int):
+def split_off(data, held_out: int) -> list[utils.MNISTDataset]:
     """Return the training data without, and only, a stratified validation set."""
-    parts = utils.stratified_split(data.labels, held_out)
-    return [
-        SimpleNamespace(images=data.images[p], labels=data.labels[p], pixels=data.pixels[p.numpy()])
-        for p in parts
-    ]
+    parts = definitions("03_training").stratified_split(data.labels, held_out)
+    labels = data.labels.numpy().astype("uint8")
+    return [utils.MNISTDataset(data.pixels[p], labels[p]) for p in map(torch.Tensor.numpy, parts)]
 
 
 def accuracy_jobs() -> dict:
     """All (part, name) to setups. Rungs that differ in speed alone share the accuracy of one."""
-    scheduled = {name: s for name, s in book.LADDER.items() if s.warm_up} | book.RIVALS
-    constant = {name: book.LADDER[name] for name in ("fused Adam", "batches of 128")}
+    scheduled = {name: s for name, s in page().LADDER.items() if s.warm_up} | page().RIVALS
+    constant = {name: page().LADDER[name] for name in ("fused Adam", "batches of 128")}
     shorter = {
         f"{name}, shorter": replace(s, pictures=s.pictures * 5 // 6)
         for name, s in scheduled.items() if s.pictures < 60_000 and name not in PEERS
@@ -67,69 +69,53 @@ def accuracy_jobs() -> dict:
 
 
 def ablations() -> dict:
-    return {name: replace(book.FASTEST, **change) for name, change in book.ABLATIONS.items()}
+    return {name: replace(page().FASTEST, **change) for name, change in page().ABLATIONS.items()}
 
 
 def train_and_score(setup, train, test, seed) -> list[float]:
     """Return the accuracy after each pass, or after the end of a one-cycle schedule."""
     if setup.warm_up:
-        *_, model = book.training(setup, train, seed)
-        return [book.accuracy(setup, model, test)]
+        *_, model = page().training(setup, train, seed)
+        return [page().accuracy(setup, model, test)]
     steps = -(-len(train.labels) // setup.batch_size)
     most = MOST_PASSES[setup.batch_size]
-    passes = itertools.islice(book.training(setup, train, seed), steps - 1, None, steps)
-    return [book.accuracy(setup, model, test) for model in itertools.islice(passes, most)]
+    passes = itertools.islice(page().training(setup, train, seed), steps - 1, None, steps)
+    return [page().accuracy(setup, model, test) for model in itertools.islice(passes, most)]
 
 
-def work(jobs, results) -> None:
-    """A worker process: one thread, so that two of them fill two cores without waiting."""
-    torch.set_num_threads(1)
+@functools.cache
+def accuracy_data() -> dict:
     train, test = utils.load_mnist("train"), utils.load_mnist("test")
-    data = {"test": (train, test), "validation": split_off(train, VALIDATION)}
-    for part, name, setup, seed in iter(jobs.get, None):
-        results.put((part, name, seed, train_and_score(setup, *data[part], seed)))
+    return {"test": (train, test), "validation": split_off(train, VALIDATION)}
+
+
+def score(part: str, name: str, seed: int) -> list[float]:
+    """In a process of its own, on one thread, so that two of them fill two cores."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    return train_and_score(accuracy_jobs()[part, name], *accuracy_data()[part], seed)
 
 
 def measure_accuracy(stored: dict, save) -> dict:
-    context = multiprocessing.get_context("fork")
-    jobs, results = context.Queue(), context.Queue()
-    jobs.cancel_join_thread()  # or a study that ends early waits for somebody to take the rest
+    setups, runs = accuracy_jobs(), {}
     missing = [
-        (part, name, setup, seed)
-        for (part, name), setup in accuracy_jobs().items() for seed in range(SEEDS)
+        (part, name, seed)
+        for (part, name), setup in setups.items() for seed in range(SEEDS)
         if stored.get(f"{part}: {name}", {}).get("setup") != repr(setup)
     ]  # fmt: skip
-    count = 2 if missing else 0
-    for job in [*missing, *[None] * count]:
-        jobs.put(job)
-    workers = [
-        context.Process(target=work, args=(jobs, results), daemon=True) for _ in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    setups, runs = accuracy_jobs(), {}
-    for _ in missing:
-        part, name, seed, scores = next_result(results, workers)
-        runs.setdefault((part, name), {})[seed] = scores
-        if len(runs[part, name]) == SEEDS:
-            scores = [runs[part, name][s] for s in range(SEEDS)]
-            stored[f"{part}: {name}"] = {"setup": repr(setups[part, name]), "accuracy": scores}
-            means = [f"{100 * statistics.mean(column):.3f}" for column in zip(*scores)]
-            print(f"{part:11} {name:32} {' '.join(means)} %", flush=True)
-            save()
-    for worker in workers:
-        worker.join()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(score, *job): job for job in missing}
+        for future in as_completed(jobs):
+            part, name, seed = jobs[future]
+            runs.setdefault((part, name), {})[seed] = future.result()
+            if len(runs[part, name]) == SEEDS:
+                scores = [runs[part, name][s] for s in range(SEEDS)]
+                stored[f"{part}: {name}"] = {"setup": repr(setups[part, name]), "accuracy": scores}
+                means = [f"{100 * statistics.mean(column):.3f}" for column in zip(*scores)]
+                print(f"{part:11} {name:32} {' '.join(means)} %", flush=True)
+                save()
     wanted = {f"{part}: {name}" for part, name in setups}
     return {name: stored[name] for name in stored if name in wanted}
-
-
-def next_result(results, workers):
-    """Like results.get(), but a worker that died ends the study instead of hanging it."""
-    while results.empty():
-        if any(worker.exitcode for worker in workers):
-            raise SystemExit("a worker process failed: see its message above")
-        time.sleep(0.05)
-    return results.get()
 
 
 # -------------------------------------------------- times, all interleaved
@@ -137,30 +123,35 @@ def next_result(results, workers):
 
 def measure_ladder() -> dict:
     """Seconds of training for 60,000 pictures, from slices of well under a second in turns."""
-    data, setups = utils.load_mnist("train"), book.LADDER | book.RIVALS | ablations()
-    return {"seconds": book.seconds_per_pass(setups, data, ROUNDS), "peak": book.matmul_peak()}
+    data, setups = utils.load_mnist("train"), page().LADDER | page().RIVALS | ablations()
+    return {
+        "seconds": page().seconds_per_pass(setups, data, ROUNDS),
+        "peak": page().matmul_peak(),
+    }
 
 
 def measure_contest() -> dict:
     """Whole trainings in turns: seconds and test accuracy of each, seed by seed."""
     train, test = utils.load_mnist("train"), utils.load_mnist("test")
-    return book.contest({"fastest": book.FASTEST} | book.RIVALS, train, test, range(CONTEST_ROUNDS))
+    return page().contest(
+        {"fastest": page().FASTEST} | page().RIVALS, train, test, range(CONTEST_ROUNDS)
+    )
 
 
 # ----------------------------------------------------------------- growth
 
 
-class Child:
-    """A measurement in a process of its own, so that its memory and its switches are its own."""
+class Measurement:
+    """Work in a process of its own, so that its memory and its switches are its own."""
 
     def __init__(self, environment=None, **wanted):
-        command = [sys.executable, __file__, "--child", json.dumps(wanted)]
+        command = [sys.executable, "-m", "tools.speed_study", "--child", json.dumps(wanted)]
         self.process = subprocess.Popen(
-            command, env=os.environ | (environment or {}), stdin=subprocess.PIPE,
+            command, cwd=utils.ROOT, env=os.environ | (environment or {}), stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
 
-    def turn(self) -> float:
+    def time_slice(self) -> float:
         """Let it do a slice of its work; return the seconds that took."""
         print("go", file=self.process.stdin)
         return float(self.process.stdout.readline())
@@ -173,14 +164,14 @@ class Child:
         return json.loads(printed.splitlines()[-1])
 
 
-def when_told(do_a_slice) -> int:
-    """In a child: do a slice for each line that comes in, print its seconds; return how many."""
-    turns = 0
-    for turns, _ in enumerate(sys.stdin, 1):  # noqa: B007
+def slices_on_request(do_a_slice) -> int:
+    """In the process: do a slice for each line that comes in, print its seconds; count them."""
+    count = 0
+    for count, _ in enumerate(sys.stdin, 1):  # noqa: B007
         start = time.perf_counter()
         do_a_slice()
         print(time.perf_counter() - start, flush=True)
-    return turns
+    return count
 
 
 def forget_peak() -> None:
@@ -195,14 +186,18 @@ def peak_memory() -> int:
 
 
 def grow(times: float, batch_size: int, as_bytes: bool = True) -> dict:
-    """In a child: train on the training set repeated with small shifts, slice by slice."""
-    data = book.repeated(utils.load_mnist("train"), times, as_bytes)
-    run = book.training(replace(book.FASTEST, batch_size=batch_size, pictures=10**9), data, seed=0)
+    """In a process: train on the training set repeated with small shifts, slice by slice."""
+    import resource  # which Windows has not
+
+    data = page().repeated(utils.load_mnist("train"), times, as_bytes)
+    run = page().training(
+        replace(page().FASTEST, batch_size=batch_size, pictures=10**9), data, seed=0
+    )
     steps = max(1, 768 // batch_size)
     next(run)
     forget_peak()  # preparing the data took more than training on it does
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    turns = when_told(lambda: [next(run) for _ in range(steps)])
+    turns = slices_on_request(lambda: [next(run) for _ in range(steps)])
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return {
         "pictures": len(data.labels), "steps_a_slice": steps, "data": data.images.nbytes,
@@ -211,11 +206,13 @@ def grow(times: float, batch_size: int, as_bytes: bool = True) -> dict:
 
 
 def grow_in_turns(wanted: list[dict], rounds: int) -> list[dict]:
-    children = [Child(**settings) for settings in wanted]
-    seconds = [[child.turn() for child in children] for _ in range(rounds)][1:]  # 1: warm-up
+    measurements = [Measurement(**settings) for settings in wanted]
+    seconds = [[measurement.time_slice() for measurement in measurements] for _ in range(rounds)][
+        1:
+    ]  # 1: warm-up
     rows = []
-    for settings, child, values in zip(wanted, children, zip(*seconds)):
-        row = settings | child.end() | {"step": statistics.median(values)}
+    for settings, measurement, values in zip(wanted, measurements, zip(*seconds)):
+        row = settings | measurement.end() | {"step": statistics.median(values)}
         row["step"] /= row["steps_a_slice"]
         rows.append({key: value for key, value in row.items() if key != "environment"})
         print(rows[-1], flush=True)
@@ -224,7 +221,7 @@ def grow_in_turns(wanted: list[dict], rounds: int) -> list[dict]:
 
 def measure_growth() -> dict:
     sizes = [
-        {"times": times, "batch_size": book.FASTEST.batch_size, "as_bytes": as_bytes}
+        {"times": times, "batch_size": page().FASTEST.batch_size, "as_bytes": as_bytes}
         for times, as_bytes in itertools.product(SIZES, (False, True))
     ]
     # glibc gives large blocks back to the system and asks for new ones, every step; with these
@@ -245,30 +242,30 @@ def measure_growth() -> dict:
 
 def measure_switches() -> dict:
     with tempfile.TemporaryDirectory() as empty:  # or an earlier compilation would be found
-        compiled = Child({"TORCHINDUCTOR_CACHE_DIR": empty}, switch="compile").end()
-    return {"compile": compiled, "threads": Child(switch="threads").end(),
+        compiled = Measurement({"TORCHINDUCTOR_CACHE_DIR": empty}, switch="compile").end()
+    return {"compile": compiled, "threads": Measurement(switch="threads").end(),
             "denormals": measure_denormals()}  # fmt: skip
 
 
 def measure_denormals() -> list[dict]:
     """Two processes, one with the switch set, take turns; the seconds of each slice of both."""
-    children = {name: Child(switch="denormals", flush=name == "flushed")
+    measurements = {name: Measurement(switch="denormals", flush=name == "flushed")
                 for name in ("kept", "flushed")}  # fmt: skip
     rows = []
     for number in range(1, 41):  # five passes of 60,000 pictures in 40 slices
-        turns = {name: child.turn() for name, child in children.items()}
+        turns = {name: measurement.time_slice() for name, measurement in measurements.items()}
         rows.append({"pictures": 7_500 * number} | turns)
-    for child in children.values():
-        child.end()
+    for measurement in measurements.values():
+        measurement.end()
     return rows
 
 
 def turn_denormals(flush: bool) -> dict:
     torch.set_flush_denormal(flush)
     data = utils.load_mnist("train")
-    setup = replace(book.LADDER["batches of 128"], batch_size=60)
-    run = book.training(setup, data, seed=0)
-    when_told(lambda: [next(run) for _ in range(7_500 // setup.batch_size)])
+    setup = replace(page().LADDER["batches of 128"], batch_size=60)
+    run = page().training(setup, data, seed=0)
+    slices_on_request(lambda: [next(run) for _ in range(7_500 // setup.batch_size)])
     return {}
 
 
@@ -276,29 +273,29 @@ def turn_threads() -> dict:
     """The last rung and the recipe on one thread and on all, in turns."""
     data, count, result = utils.load_mnist("train"), torch.get_num_threads(), {}
     for name in ("fused Adam", "smoothed labels"):
-        function, pictures = book.slices(book.LADDER[name], data)
+        function, pictures = page().slices(page().LADDER[name], data)
 
         def limited(threads, function=function):
             torch.set_num_threads(threads)
             function()
 
-        times = book.interleave({str(n): (lambda n=n: limited(n)) for n in (1, count)}, ROUNDS)
+        times = page().interleave({str(n): (lambda n=n: limited(n)) for n in (1, count)}, ROUNDS)
         result[name] = {n: [60_000 / pictures * t for t in values] for n, values in times.items()}
     return result
 
 
 def turn_compilation() -> dict:
     """How long torch.compile takes for the last rung's network, and what it saves."""
-    data, last = utils.load_mnist("train"), book.FASTEST
+    data, last = utils.load_mnist("train"), page().FASTEST
     compiled = replace(last, network=lambda: torch.compile(last.network()))
     try:
         start = time.perf_counter()
-        next(book.training(compiled, data, seed=0))
+        next(page().training(compiled, data, seed=0))
         first = time.perf_counter() - start
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {str(error).strip()[:200]}"}
     setups = {"eager": last, "compiled": compiled}
-    return {"first_step": first, "seconds": book.seconds_per_pass(setups, data, ROUNDS)}
+    return {"first_step": first, "seconds": page().seconds_per_pass(setups, data, ROUNDS)}
 
 
 def run_child(wanted: dict) -> None:
@@ -338,29 +335,30 @@ def main() -> None:
     partial = utils.output_dir() / "speed_study.json"
     going_on = partial.is_file()
     source = partial if going_on else RESULT if arguments.parts else None
-    study = json.loads(source.read_text()) if source and source.is_file() else {}
+    study = studies.load(source) if source else {}
 
     def save(path=partial):
-        text = json.dumps(rounded(study), indent=1) + "\n"
-        utils._replace_atomically(path, lambda file: file.write(text.encode()))
+        studies.store(path, rounded(study))
 
     if "accuracy" in arguments.parts or not arguments.parts:
         section = study.setdefault("accuracy", {"runs": {}})
         if not going_on:
             section["runs"] = {}
-        section |= {"date": today(), "provenance": provenance() | {"threads": 1}, "seeds": SEEDS}
+        section |= {
+            "date": studies.today(),
+            "provenance": studies.provenance(threads=1),
+            "seeds": SEEDS,
+        }
         section["runs"] = measure_accuracy(section["runs"], save)
         save()
     for part, measure in PARTS.items():
         if part in arguments.parts or (not arguments.parts and part not in study):
             print(f"measuring: {part}", flush=True)
-            study[part] = {"date": today(), "provenance": provenance()} | measure()
+            study[part] = {"date": studies.today(), "provenance": studies.provenance()} | measure()
             save()
     done = set(study.get("accuracy", {}).get("runs", {}))
     if {f"{part}: {name}" for part, name in accuracy_jobs()} <= done and set(PARTS) <= set(study):
-        save(RESULT)
-        partial.unlink()
-        print(f"Stored in {RESULT.relative_to(utils.ROOT)}")
+        studies.finish(RESULT, partial, rounded(study))
 
 
 if __name__ == "__main__":
