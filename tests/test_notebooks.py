@@ -127,7 +127,7 @@ def run_nbval(path, outputs):
         "-p", "no:cacheprovider", "--rootdir", str(path.parent),
     ]  # fmt: skip
     environment = os.environ | {
-        "MNIST_DIR": str(utils.find_mnist()),
+        "MNIST_DIR": str(utils.find_mnist()["t10k-labels.idx1-ubyte"].parent),
         "MNIST_OUTPUT_DIR": str(outputs),
     }
     return subprocess.run(
