@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
@@ -178,39 +178,41 @@ STALL_SECONDS = 10  # how long a server may be silent
 def find_mnist(name: str = "mnist") -> dict[str, Path]:
     """Return the paths of a data set's four files, by name, downloading them if need be.
 
-    The first hit wins: ``$MNIST_DIR``; anywhere under ``/kaggle/input``; ``data/``, or the
-    working folder; a download, of the original's SHA-256. What was found must be whole, and a
-    warning says so if there are no originals. ``find_mnist.cache_clear()`` makes it look again.
-    Raises FileNotFoundError, with what was tried; IDXError for bad files in ``$MNIST_DIR``.
+    The first hit wins: ``$MNIST_DIR``; below ``/kaggle/input``; ``data/``, or the working folder; a
+    download. A warning says if they are not the originals. Looks once, until ``cache_clear()``.
+    Raises FileNotFoundError, with what to do; IDXError if ``$MNIST_DIR`` has a damaged file.
     """
+    if name not in DATASETS:
+        raise ValueError(f"name: expected one of {', '.join(DATASETS)}, found {name!r}")
     files, variable = DATASETS[name]["files"], f"{name.upper().replace('-', '_')}_DIR"
-    chosen = os.path.expanduser(os.environ.get(variable, ""))
+    value = os.path.expanduser(os.environ.get(variable, ""))
+    chosen = [Path(value)] * bool(value)
     kaggle = sorted(KAGGLE_INPUT.glob("**/"), key=lambda folder: (len(folder.parts), folder))
     local = [*dict.fromkeys([ROOT / "data", Path.cwd() / "data", Path.cwd()])]
     target = local[not os.access(ROOT, os.W_OK)]  # this file may lie on a read-only mount
-    tried = [f"${variable}: {chosen or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
+    tried = [f"${variable}: {value or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
     hits = []
-    for folder in [*[Path(chosen)] * bool(chosen), *kaggle, *local]:
+    for folder in [*chosen, *kaggle, *local]:
         try:
             paths, odd = _files_in(folder, files)
         except (IDXError, OSError) as error:
-            if str(folder) == chosen:  # the user's own choice: no silent detour
+            if folder in chosen:  # the user's own choice: no silent detour
                 raise
             tried.append(str(error))
             warnings.warn(f"Not used: {error}", stacklevel=2)
             continue
         hits += [(paths, odd)] * bool(paths)
-        if paths and (not odd or str(folder) == chosen):
+        if paths and (not odd or folder in chosen):
             break
-        if str(folder) == chosen:
+        if folder in chosen:
             warnings.warn(f"{tried[0]} lacks some of the files; looking elsewhere.", stacklevel=2)
     if not hits:
         _download(name, target, tried)
         hits = [_files_in(target, files)]
     paths, odd = min(hits, key=lambda hit: len(hit[1]))
     if odd:
-        message = f"whole files, but not the original {name} that the notebooks' text is about"
-        warnings.warn(f"{', '.join(map(str, odd))}: {message} (SHA-256 differs).", stacklevel=2)
+        message = f"not the original {name} that the text is about (SHA-256 differs)"
+        warnings.warn(f"{', '.join(map(str, odd))}: {message}", stacklevel=2)
     return paths
 
 
@@ -253,11 +255,11 @@ def _download(name, target, tried):
     for mirror in DATASETS[name]["mirrors"]:
         socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none: it would wait for ever
         try:
-            target.mkdir(parents=True, exist_ok=True)
             for file in list(missing):
-                print(f"Getting {mirror}{packed[file].name}", file=sys.stderr)
-                url, sha256 = mirror + packed[file].name, files[file][2]
-                torch.hub.download_url_to_file(url, str(packed[file]), sha256)
+                url = mirror + packed[file].name
+                print(f"Getting {url}", file=sys.stderr)
+                target.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(url, str(packed[file]), files[file][2])
                 missing.remove(file)
         except Exception as error:  # network, disk, or RuntimeError: another sum
             odd = "not the original file, but an error page, say, or a part of it"
@@ -401,7 +403,7 @@ def new_optimizer(model: nn.Module, lr: float = 0.001, **options) -> Adam:
 # --------------------------------------------------------------- training
 def train_epoch(
     model: nn.Module, loader: DataLoader, optimizer: Optimizer, device: Device = "cpu",
-    label: str = "training", schedule: LRScheduler | None = None,
+    label: str = "training",
 ) -> float:  # fmt: skip
     """Train for one pass over a loader of (images, labels); return the mean loss per sample.
 
@@ -415,8 +417,6 @@ def train_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if schedule is not None:
-            schedule.step()
         losses.append(loss.detach())
         counts.append(len(labels))
     if not losses:
@@ -499,8 +499,7 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: Optimizer | N
             if any(found and found != expected for expected, found in shapes):
                 raise ValueError("an optimiser of other weights")
     except Exception as error:
-        expected = f"{', '.join(CHECKPOINT_KEYS)} of a {type(model).__name__}"
-        raise CheckpointError(f"{path}: expected {expected}, found {error}") from None
+        raise CheckpointError(f"{path}: expected {CHECKPOINT_KEYS}, found {error}") from None
     model.load_state_dict(state)
     if optimizer is not None:
         optimizer.load_state_dict(moments)
@@ -553,7 +552,8 @@ def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
     optimizer = new_optimizer(model, lr=0.008, betas=(0.7, 0.9))
     cycle = {"pct_start": 0.2, "anneal_strategy": "linear", "cycle_momentum": False}
     schedule = OneCycleLR(optimizer, 0.008, len(loader), **cycle)
-    loss = train_epoch(model, loader, optimizer, device, "epoch 1", schedule)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    loss = train_epoch(model, loader, optimizer, device, "epoch 1")
     test_loss, _ = evaluate(model, make_loader(load_mnist("test"), 500), device)
     content = (1, model.state_dict(), optimizer.state_dict(), [loss], [test_loss])
     try:
