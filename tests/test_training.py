@@ -206,6 +206,13 @@ def test_the_state_of_another_run_is_refused(page, setting, tmp_path, change, sa
     assert state.read_bytes() == before
 
 
+def test_a_test_set_must_not_be_called_train(page, setting, tmp_path):
+    """Its losses would be taken for those of training."""
+    model, optimizer, loader, tests = setting()
+    with pytest.raises(AssertionError, match="taken by the training loss"):
+        page.fit(model, optimizer, loader, {"train": tests["test"]}, 1, tmp_path / "s.pth", CPU)
+
+
 def test_a_run_without_shuffling_is_another_run(page, setting, train, tmp_path):
     state = tmp_path / "state.pth"
     model, optimizer, _, tests = setting()

@@ -349,11 +349,11 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(saved, tmp_pat
     path, model = saved
     with torch.no_grad():
         model.fc1.bias[3] = float("inf")
-    with pytest.raises(utils.CheckpointError, match=r"not finite, in fc1\.bias"):
+    with pytest.raises(utils.CheckpointError, match="not finite"):
         utils.save_checkpoint(tmp_path / "new.pth", model, utils.new_optimizer(model), 1, [], [])
     assert not (tmp_path / "new.pth").exists()
     torch.save(edited(path, model_state_dict=model.state_dict()), path)
-    assert_refused(path, r"not finite, in fc1\.bias")
+    assert_refused(path, "not finite")
 
 
 def assert_refused(path, says, make_optimizer=utils.new_optimizer):
@@ -388,7 +388,7 @@ def test_a_checkpoint_that_was_cut_short_is_refused(saved, share):
         ),
         ({"model_state_dict": utils.MnistClassifier(47).state_dict()}, r"fc2.weight.*\[47, 64\]"),
         ({"model_state_dict": [1, 2]}, "expected"),
-        ({"train_loss": [np.float64(0.5)]}, r"a NumPy value; where it is made, save float\(loss\)"),
+        ({"train_loss": [np.float64(0.5)]}, r"a NumPy value: save float\(loss\)"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(saved, changes, says):
@@ -433,9 +433,7 @@ def test_code_in_a_checkpoint_does_not_run(saved, tmp_path, monkeypatch):
     path, _ = saved
     monkeypatch.setenv("MALICIOUS_FOLDER", str(tmp_path / "it ran"))
     torch.save(edited(path, epoch=Malicious()), path)
-    with pytest.raises(
-        utils.CheckpointError, match=r"carries code .GLOBAL \w+\.mkdir.; it was not run"
-    ):
+    with pytest.raises(utils.CheckpointError, match=r"code, which was not run .*mkdir"):
         utils.load_checkpoint(path, utils.new_model(0))
     assert not (tmp_path / "it ran").exists()
     torch.load(path, weights_only=False)  # the file does carry working code

@@ -10,6 +10,7 @@ Stops at the first cell that fails and shows it.
 import argparse
 import base64
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -99,6 +100,9 @@ def main() -> int:
         print(f"No notebook in {utils.ROOT / 'notebooks'} starts with {arguments.names}")
         return 2
 
+    for variable in ("MNIST_DIR", "MNIST_OUTPUT_DIR"):  # kernels start in another folder
+        if os.environ.get(variable):
+            os.environ[variable] = os.path.abspath(os.path.expanduser(os.environ[variable]))
     for number, path in enumerate(paths, 1):
         print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
         started = time.monotonic()

@@ -342,8 +342,8 @@ def main() -> None:
 
     if "accuracy" in arguments.parts or not arguments.parts:
         section = study.setdefault("accuracy", {"runs": {}})
-        if not going_on:
-            section["runs"] = {}
+        if not going_on or section.get("provenance") != studies.provenance(threads=1):
+            section["runs"] = {}  # what there is comes from another machine or version
         section |= {
             "date": studies.today(),
             "provenance": studies.provenance(threads=1),

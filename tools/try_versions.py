@@ -89,12 +89,10 @@ def try_versions(kind: str, log) -> tuple[bool, list[str]]:
         kernels = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_DATA_DIR": f"{folder}/jupyter"}
         path = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
         environment = {k: v for k, v in os.environ.items() if k != "MNIST_OUTPUT_DIR"}
-        environment |= kernels | path
+        environment |= kernels | path | {"OMP_NUM_THREADS": "1"}
         pytest = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2"]
         units, unit_line = last_line([*pytest, "tests", "-m", "not slow"], log, environment)
-        books, book_line = last_line(
-            [*pytest, "notebooks", "--nbval", "--dist=loadscope"], log, environment
-        )
+        books, book_line = last_line([*pytest, "notebooks", "--nbval"], log, environment)
     minutes = (time.monotonic() - started) / 60
     return units and books, [
         versions,
