@@ -298,17 +298,17 @@ class MNISTDataset(Dataset):
         for what, array, sizes in (("images", pixels, (28, 28)), ("labels", labels, ())):
             if array.dtype != np.uint8 or array.ndim < 1 or array.shape[1:] != sizes:
                 advice = "Perhaps the images' and the labels' files are swapped."
-                if array.shape[1:] == (8,):
+                if what == "labels" and array.shape[1:] == (8,):
                     advice = "They are QMNIST's; labels[:, 0].astype('uint8') are the digits."
-                expected = f"uint8 of shape (N, {', '.join(map(str, sizes))})"
+                expected = f"uint8 of shape {('N', *sizes)}".replace("'", "")
                 raise IDXError(what, expected, f"{array.dtype} of shape {array.shape}", advice)
         if len(pixels) != len(labels):
             advice = "Perhaps the training and the test files are mixed up."
             raise IDXError("labels", f"{len(pixels):,} for the images", f"{len(labels):,}", advice)
         if labels.max(initial=0) > 9:
             raise IDXError("labels", "0 to 9", labels.max(), "It is another data set, or damaged.")
-        self.pixels, self.labels = pixels, torch.from_numpy(labels).to(torch.int64)
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(torch.float32).unsqueeze(1)
+        self.pixels, self.labels = pixels, torch.from_numpy(labels.astype("int64"))
+        images = torch.from_numpy(pixels.astype("float32")).unsqueeze(1)
         self.images = images.div_(255).sub_(MEAN).div_(STD)
 
     def __len__(self) -> int:

@@ -64,6 +64,15 @@ def test_a_batch_equals_its_samples(test, index):
     assert labels.tolist() == [test[i][1] for i in positions]
 
 
+def test_arrays_may_be_views(test):
+    """Reversed, and not writable, as numpy.frombuffer makes them."""
+    pixels, labels = test.pixels[:5], test.labels[:5].numpy().astype("uint8")
+    pixels.flags.writeable = False
+    backwards = utils.MNISTDataset(pixels[::-1], labels[::-1])
+    assert torch.equal(backwards.images.flip(0), test.images[:5])
+    assert torch.equal(backwards.labels.flip(0), test.labels[:5])
+
+
 def test_plain_data_loader_works_too(test):
     """Whoever writes the usual DataLoader gets the usual batches."""
     images, labels = next(iter(DataLoader(test, batch_size=16)))
