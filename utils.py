@@ -547,7 +547,7 @@ def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
         print(f"Loaded {path.name}, trained for {content['epoch']} epoch(s).")
         return model.eval(), content
     print("No modelku.pth found: training for 1 epoch, in seconds. Notebook 03 has all ten.")
-    # Batch size, rates and schedule are those that notebook 06 arrives at before bfloat16.
+    # Batch size, rates and schedule are those that notebook 07 arrives at before bfloat16.
     loader = make_loader(load_mnist("train"), batch_size=128, shuffle=True, seed=0)
     optimizer = new_optimizer(model, lr=0.008, betas=(0.7, 0.9))
     cycle = {"pct_start": 0.2, "anneal_strategy": "linear", "cycle_momentum": False}

@@ -43,10 +43,10 @@ def test(mnist):
 
 @pytest.fixture(scope="module")
 def handwriting():
-    """What notebook 05 imports and defines, by name; none of its other lines is executed."""
+    """What notebook 06 imports and defines, by name; none of its other lines is executed."""
     from tools.notebook_code import definitions
 
-    return vars(definitions("05_your_handwriting"))
+    return vars(definitions("06_your_handwriting"))
 
 
 @pytest.fixture(scope="module")  # while it is open, nbclient could not run its event loop

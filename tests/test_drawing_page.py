@@ -1,4 +1,4 @@
-"""The page to draw on, in a real browser: the same numbers as PyTorch and as notebook 05.
+"""The page to draw on, in a real browser: the same numbers as PyTorch and as notebook 06.
 
 Uses the Chromium of the system; where there is none, these tests are skipped and say so.
 """
@@ -29,7 +29,7 @@ def filled(network):
     state = {name: tensor.numpy().astype("<f4") for name, tensor in network.state_dict().items()}
     weights = base64.b64encode(b"".join(array.tobytes() for array in state.values())).decode()
     sizes = json.dumps({name: array.size for name, array in state.items()})
-    text = (utils.ROOT / "notebooks" / "05_draw.html").read_text(encoding="utf-8")
+    text = (utils.ROOT / "notebooks" / "06_draw.html").read_text(encoding="utf-8")
     assert text.count('"@sizes@"') == text.count("@weights@") == 1
     return text.replace('"@sizes@"', sizes).replace("@weights@", weights)
 

@@ -1,4 +1,4 @@
-"""From any picture to what MNIST's makers made: the functions of notebook 05 on odd input."""
+"""From any picture to what MNIST's makers made: the functions of notebook 06 on odd input."""
 
 import io
 import struct

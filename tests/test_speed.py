@@ -1,4 +1,4 @@
-"""Notebook 06 and its study: what is computed, never how long it took."""
+"""Notebook 07 and its study: what is computed, never how long it took."""
 
 import contextlib
 import itertools
@@ -299,7 +299,7 @@ def run_study(monkeypatch, tmp_path, *arguments, broken=()):
 
     monkeypatch.setenv("MNIST_OUTPUT_DIR", str(tmp_path))
     monkeypatch.setattr(utils, "ROOT", tmp_path)
-    monkeypatch.setattr(speed_study, "RESULT", tmp_path / "06_study.json")
+    monkeypatch.setattr(speed_study, "RESULT", tmp_path / "07_study.json")
     monkeypatch.setattr(speed_study, "measure_accuracy", fake("accuracy"))
     monkeypatch.setattr(speed_study, "PARTS", {part: fake(part) for part in speed_study.PARTS})
     monkeypatch.setattr(sys, "argv", ["speed_study.py", *arguments])
@@ -312,7 +312,7 @@ def run_study(monkeypatch, tmp_path, *arguments, broken=()):
 
 
 def test_study_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
-    result, partial = tmp_path / "06_study.json", tmp_path / "speed_study.json"
+    result, partial = tmp_path / "07_study.json", tmp_path / "speed_study.json"
     assert run_study(monkeypatch, tmp_path, broken=["growth"])[-1] == "growth"
     assert not result.exists() and partial.exists()
     again = run_study(monkeypatch, tmp_path)

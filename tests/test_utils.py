@@ -22,7 +22,7 @@ from tools.notebook_code import definitions
 
 @pytest.fixture(scope="module")
 def speed():
-    return definitions("06_speed")
+    return definitions("07_speed")
 
 
 # ---------------------------------------------------------------- data set

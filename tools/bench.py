@@ -1,11 +1,11 @@
-"""Print the speed tables: the ladder and the contest of notebook 06, and the reading of IDX files.
+"""Print the speed tables: the ladder and the contest of notebook 07, and the reading of IDX files.
 
     python -m tools.bench
 
 Other programs on the machine disturb a clock, so what is compared takes turns in slices of
 well under a second, many times over. Each ratio is given twice, of the medians and of the
 fastest tenths of the slices; where the two disagree, trust neither and measure again on a
-quieter machine. The accuracies come from the stored study, notebooks/06_study.json; the
+quieter machine. The accuracies come from the stored study, notebooks/07_study.json; the
 contest trains every rival anew, ten times.
 """
 
@@ -66,7 +66,7 @@ def bench_idx():
 
 
 if __name__ == "__main__":
-    torch.set_flush_denormal(True)  # as notebook 06 does
+    torch.set_flush_denormal(True)  # as notebook 07 does
     print(f"{studies.processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
     bench_ladder(studies.load(speed_study.RESULT)["accuracy"]["runs"])
     bench_contest()

@@ -1,4 +1,4 @@
-"""Measure what notebook 06 shows, and store it with its provenance.
+"""Measure what notebook 07 shows, and store it with its provenance.
 
     python -m tools.speed_study                    everything
     python -m tools.speed_study ladder growth      these parts of it, anew
@@ -7,7 +7,7 @@ The parts: accuracy (ten seeds of every rung, about 25 minutes on two quiet CPU 
 (the speed of every rung, all in turns), contest (whole trainings, in turns), growth, switches
 (denormal numbers, compilation, one thread). Each is kept in outputs/ as soon as it is done, so
 a study that was stopped goes on with the same command; when no part is missing, the result
-goes to notebooks/06_study.json. Needs Linux for the part growth.
+goes to notebooks/07_study.json. Needs Linux for the part growth.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import utils
 from tools import studies
 from tools.notebook_code import definitions
 
-RESULT = utils.ROOT / "notebooks" / "06_study.json"
+RESULT = utils.ROOT / "notebooks" / "07_study.json"
 SEEDS, VALIDATION = 10, 10_000
 MOST_PASSES = {16: 8, 128: 6}  # where the learning rate is constant, by batch size
 ROUNDS, CONTEST_ROUNDS = 40, 10
@@ -41,8 +41,8 @@ SIZES, BATCH_SIZES = (1 / 6, 1, 4, 12), (1, 4, 16, 64, 256, 1024, 4096)
 
 @functools.cache
 def page():
-    """What notebook 06 defines."""
-    return definitions("06_speed")
+    """What notebook 07 defines."""
+    return definitions("07_speed")
 
 
 # --------------------------------------------------------------- accuracy
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(["accuracy", *PARTS]))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    # As notebook 06 does, before the first computation; not on import, which would change how
+    # As notebook 07 does, before the first computation; not on import, which would change how
     # whoever imports this reads denormal numbers.
     torch.set_flush_denormal(True)
     if arguments.child:
