@@ -300,7 +300,7 @@ def test_notebook_04_splits_alike(page, train):
     notebook = nbformat.read(utils.ROOT / "notebooks" / "04_evaluation.ipynb", as_version=4)
     (source,) = [cell.source for cell in notebook.cells if "by_digit = order" in cell.source]
     names = {"torch": torch, "train": train}
-    exec(source.split("second = ")[0], names)
+    exec(source.split("rival = ")[0], names)
     kept, held_out = page.stratified_split(train.labels, 5_000, seed=0)
     assert torch.equal(names["kept"], kept) and torch.equal(names["held_out"], held_out)
 
