@@ -1,18 +1,16 @@
-"""Notebook 04's metrics, attributions and attacks against independent implementations.
+"""Notebook 04's statistics against independent implementations.
 
 The functions are taken from the notebook's own cells and run on the real predictions of
 a trained network, so what is tested is what the reader sees.
 """
 
-import captum.attr
-import captum.robust
+import math
+
 import numpy as np
 import pytest
-import scipy.ndimage
 import scipy.optimize
 import scipy.stats
 import sklearn.calibration
-import sklearn.decomposition
 import sklearn.metrics
 import torch
 import torchmetrics.classification
@@ -28,13 +26,11 @@ def cells(test):
     """What the notebook defines, by name, beside a trained network and its answers."""
     names = vars(definitions("04_evaluation"))
     model, _ = utils.trained_model("cpu")
-    names |= {"device": torch.device("cpu"), "model": model, "test": test, "labels": test.labels}
-    names["BLACK"] = test.images.min().item()
+    names["labels"] = test.labels
     names["logits"] = utils.predict(model, test.images).double()
     names["probabilities"] = names["logits"].softmax(dim=1)
     names["confidence"], names["guesses"] = names["probabilities"].max(dim=1)
     names["right"] = names["guesses"] == test.labels
-    names["pixels"] = torch.from_numpy(test.pixels[:64]).unsqueeze(1) / 255
     return names
 
 
@@ -54,6 +50,11 @@ def test_wilson_interval_always_contains_the_observed_share(cells):
         for k in (0, 1, n - 1, n):
             low, high = cells["wilson_interval"](k, n)
             assert 0 <= low <= k / n <= high <= 1
+
+
+def test_share_names_the_interval_that_wilson_gives(cells):
+    assert cells["share"](9904, 10_000) == "9,904 of 10,000 = 99.04% (98.83% to 99.21%)"
+    assert cells["share"](8, 10) == "8 of 10 = 80% (49% to 94%)"
 
 
 @pytest.mark.parametrize(("a", "b", "n"), [(9904, 9869, 10_000), (5, 9, 12), (7, 7, 9)])
@@ -108,6 +109,22 @@ def test_calibration_bins(cells):
     assert number.sum() == 10_000
 
 
+def test_bins_of_equal_mass(cells):
+    """Scikit-learn cuts at quantiles, which are between two pictures where the bins divide them."""
+    generator = torch.Generator().manual_seed(1)
+    confidence = torch.rand(10_000, generator=generator, dtype=torch.float64)
+    right = torch.rand(10_000, generator=generator) < confidence**2
+    number, claimed, true = cells["calibration_bins"](confidence, right, 10, equal_mass=True)
+    shares, means = sklearn.calibration.calibration_curve(
+        right, confidence, n_bins=10, strategy="quantile"
+    )
+    assert number.tolist() == [1000] * 10
+    assert claimed.numpy() == pytest.approx(means, abs=1e-9)
+    assert true.numpy() == pytest.approx(shares, abs=1e-9)
+    error = cells["expected_calibration_error"](confidence, right, 10, equal_mass=True)
+    assert error == pytest.approx(np.abs(shares - means).mean(), abs=1e-9)
+
+
 def test_brier_score_and_log_likelihood(cells):
     labels, probabilities = cells["labels"], cells["probabilities"]
     expected = sklearn.metrics.brier_score_loss(labels, probabilities, scale_by_half=False)
@@ -124,9 +141,25 @@ def test_temperature(cells):
         return sklearn.metrics.log_loss(labels, (logits / t).softmax(dim=1))
 
     best = scipy.optimize.minimize_scalar(loss, bounds=(0.5, 4), method="bounded").x
-    found, losses = cells["fit_temperature"](logits, labels)
+    table = cells["loss_table"](logits, labels)
+    found = cells["fit_temperature"](table)
     assert found == pytest.approx(best, abs=0.006) and found > 1.2
-    assert float(losses.min()) == pytest.approx(loss(found), abs=1e-9)
+    assert float(table.mean(dim=1).min()) == pytest.approx(loss(found), abs=1e-9)
+
+
+def test_bootstrap_interval(cells):
+    """Against SciPy's percentile bootstrap, within what 500 draws allow."""
+    generator = torch.Generator().manual_seed(2)
+    logits = 3 * torch.randn(400, 10, generator=generator, dtype=torch.float64)
+    labels = (logits / 1.6).softmax(dim=1).multinomial(1, generator=generator)[:, 0]
+    table = cells["loss_table"](logits, labels)
+    expected = scipy.stats.bootstrap(
+        (range(400),), lambda drawn: cells["fit_temperature"](table[:, drawn]), n_resamples=500,
+        vectorized=False, method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    found = cells["bootstrap_interval"](table, draws=500)
+    assert found == pytest.approx(tuple(expected), abs=0.15 * (expected.high - expected.low))
+    assert found[0] < cells["fit_temperature"](table) < found[1]
 
 
 # ---------------------------------------------------------------- coverage
@@ -144,168 +177,69 @@ def test_accuracy_by_coverage(cells):
     assert cells["answered_at"](curve, 1.1) == 0
 
 
-def test_auroc(cells):
-    inside = cells["confidence"][cells["right"]][:2000]
-    outside = torch.cat([cells["confidence"][~cells["right"]], inside[:5]])  # with ties
-    truth = [1] * len(inside) + [0] * len(outside)
-    expected = sklearn.metrics.roc_auc_score(truth, torch.cat([inside, outside]))
-    assert cells["auroc"](inside, outside) == pytest.approx(expected, abs=1e-12)
+# --------------------------------------------------------------- promises
 
 
-# ------------------------------------------------------------------ inside
+@pytest.mark.parametrize("wrong", [0, 1, 7, 60, 400])
+@pytest.mark.parametrize(("n", "rate"), [(400, 0.001), (5000, 0.005), (20_000, 0.02)])
+def test_binomial_tail(cells, wrong, n, rate):
+    expected = scipy.stats.binom.cdf(wrong, n, rate)
+    assert cells["binomial_tail"](wrong, n, rate) == pytest.approx(expected, rel=1e-9)
 
 
-def test_principal_components(cells):
-    features = cells["layer_outputs"](cells["model"], cells["test"].images[:500], ["fc1"])["fc1"]
-    points, shares = cells["principal_components"](features.double(), 4)
-    other = sklearn.decomposition.PCA(4, svd_solver="full").fit(features.double().numpy())
-    assert shares.numpy() == pytest.approx(other.explained_variance_ratio_, abs=1e-9)
-    expected = other.transform(features.double().numpy())
-    assert points.abs().numpy() == pytest.approx(np.abs(expected), abs=1e-6)  # signs are free
+@pytest.mark.parametrize(
+    ("wrong", "wilson", "two_sided", "one_sided"),
+    [(0, 3838, 3688, 2995), (1, 5662, 5570, 4742), (2, 7289, 7223, 6294)],
+)
+def test_answers_that_a_promise_of_999_needs(wrong, wilson, two_sided, one_sided):
+    """The page's table: with so many answers SciPy's lower bound is above 99.9 %, with one
+    less it is not."""
+
+    def low(n, method, alternative):
+        test = scipy.stats.binomtest(n - wrong, n, alternative=alternative)
+        level = 2 * scipy.stats.norm.cdf(1.96) - 1 if method == "wilson" else 0.95
+        return test.proportion_ci(level, method=method).low
+
+    for n, *how in (
+        (wilson, "wilson", "two-sided"),
+        (two_sided, "exact", "two-sided"),
+        (one_sided, "exact", "greater"),
+    ):
+        assert low(n, *how) > 0.999 >= low(n - 1, *how)
 
 
-def test_layer_outputs(cells):
-    images, model = cells["test"].images[:9], cells["model"]
-    for name, found in cells["layer_outputs"](model, images, ["conv1", "conv3", "fc1"]).items():
-        layer = captum.attr.LayerActivation(model, model.get_submodule(name))
-        assert torch.allclose(found, layer.attribute(images), atol=1e-5)
+def test_searched_threshold(cells):
+    confidence, right = cells["confidence"][:2000], cells["right"][:2000]
+    right = right & (torch.arange(2000) % 50 > 0)  # more mistakes, also among the surest
+    for target in (0.95, 0.98, 0.985):
+        kept = [(t, right[confidence >= t].double().mean()) for t in confidence.tolist()]
+        lowest = min((t for t, share in kept if share >= target), default=math.inf)
+        assert cells["searched_threshold"](confidence, right, target) == lowest
+    assert cells["searched_threshold"](confidence, torch.zeros(2000) > 0, 0.5) == math.inf
 
 
-# ------------------------------------------------------------ attributions
+@pytest.mark.parametrize("target", [0.9, 0.97, 0.99, 0.995, 0.999])
+def test_certified_threshold(cells, target):
+    """Down to the one found, every exact p-value is at most 5 %; the next one is not."""
+    confidence, right = cells["confidence"], cells["right"]
+    p_values = {math.inf: 0.0}
+    for t in cells["THRESHOLDS"]:
+        hits, n = int(right[confidence >= t].sum()), int((confidence >= t).sum())
+        test = scipy.stats.binomtest(hits, n, target, alternative="greater")
+        p_values[t] = test.pvalue
+    found = cells["certified_threshold"](confidence, right, target)
+    passed = [t for t in p_values if t >= found]
+    after = [t for t in p_values if t < found][:1]
+    assert all(p_values[t] <= 0.05 for t in passed) and all(p_values[t] > 0.05 for t in after)
+    assert list(cells["THRESHOLDS"]) == sorted(cells["THRESHOLDS"], reverse=True)
 
 
-@pytest.fixture(scope="module")
-def some(cells):
-    """Eight pictures read right and eight read wrong, with their guesses."""
-    chosen = torch.cat([cells["right"].nonzero()[:8, 0], (~cells["right"]).nonzero()[:8, 0]])
-    return cells["test"].images[chosen], cells["guesses"][chosen]
-
-
-def test_input_gradient(cells, some):
-    images, targets = some
-    expected = captum.attr.Saliency(cells["model"]).attribute(
-        images.clone().requires_grad_(), targets, abs=False
-    )
-    assert torch.allclose(cells["input_gradient"](cells["model"], *some), expected, atol=1e-5)
-
-
-def test_integrated_gradients(cells, some):
-    images, targets = some
-    expected = captum.attr.IntegratedGradients(cells["model"]).attribute(
-        images, cells["BLACK"], targets, n_steps=100, method="riemann_middle"
-    )
-    found = cells["integrated_gradients"](cells["model"], *some)
-    assert torch.allclose(found, expected.float(), atol=1e-3)
-
-
-def test_occlusion(cells, some):
-    images, targets = some
-    expected = captum.attr.Occlusion(cells["model"]).attribute(
-        images, (1, 5, 5), strides=(1, 1, 1), baselines=cells["BLACK"], target=targets
-    )
-    assert torch.allclose(cells["occlusion"](cells["model"], *some), expected, atol=1e-3)
-
-
-# ----------------------------------------------------------------- attacks
-
-
-class FromPixels(torch.nn.Module):
-    """The network with its normalisation in front, as captum's attacks want it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels):
-        return self.model((pixels - utils.MEAN) / utils.STD)
-
-
-def each_loss(logits, labels):
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-
-
-@pytest.mark.parametrize("epsilon", [0.02, 0.2])
-def test_fgsm(cells, epsilon):
-    pixels, labels = cells["pixels"], cells["labels"][:64]
-    attack = captum.robust.FGSM(
-        FromPixels(cells["model"]), loss_func=each_loss, lower_bound=0, upper_bound=1
-    )
-    attack.zero_thresh = 0  # captum leaves a pixel alone where the gradient is small
-    expected = attack.perturb(pixels.clone().requires_grad_(), epsilon, labels)
-    found = cells["fgsm"](cells["model"], pixels, labels, epsilon)
-    assert same_but_for_ties(found, expected)
-
-
-@pytest.mark.parametrize("epsilon", [0.02, 0.2])
-def test_pgd(cells, epsilon):
-    pixels, labels = cells["pixels"], cells["labels"][:64]
-    attack = captum.robust.PGD(
-        FromPixels(cells["model"]), loss_func=each_loss, lower_bound=0, upper_bound=1
-    )
-    attack.fgsm.zero_thresh = 0
-    expected = attack.perturb(
-        pixels.clone(), epsilon, 2.5 * epsilon / 10, 10, labels, random_start=False, norm="Linf"
-    )
-    found = cells["pgd"](cells["model"], pixels, labels, epsilon, steps=10)
-    assert same_but_for_ties(found, expected)
-    start = epsilon * (2 * torch.rand(pixels.shape) - 1)
-    moved = cells["pgd"](cells["model"], pixels, labels, epsilon, start=start)
-    assert (moved - pixels).abs().max() <= epsilon + 1e-6
-    assert moved.min() >= 0 and moved.max() <= 1
-    fooled = cells["read"](moved, cells["model"]) != labels
-    assert epsilon < 0.1 or fooled.double().mean() > 0.5
-
-
-def same_but_for_ties(found, expected):
-    """Where a gradient is zero but for rounding, its sign is a matter of chance."""
-    return ((found - expected).abs() > 1e-5).double().mean() < 0.001
-
-
-# ------------------------------------------------------------- corruptions
-
-
-def test_move_is_the_usual_shift_rotation_and_scale(cells):
-    pixels, move = cells["pixels"], cells["move"]
-    images = pixels[:, 0].numpy()
-
-    shifted = scipy.ndimage.shift(images, (0, 0, 3), order=1)
-    assert move(pixels, right=3)[:, 0].numpy() == pytest.approx(shifted, abs=1e-5)
-
-    turned = scipy.ndimage.rotate(images, -30, axes=(1, 2), reshape=False, order=1)
-    assert np.abs(move(pixels, angle=30)[:, 0].numpy() - turned).mean() < 1e-3
-
-    centre = np.array([13.5, 13.5])
-    for factor in (0.5, 2.0):
-        matrix = np.eye(2) / factor
-        scaled = [
-            scipy.ndimage.affine_transform(image, matrix, centre - matrix @ centre, order=1)
-            for image in images
-        ]
-        assert np.abs(move(pixels, scale=factor)[:, 0].numpy() - scaled).mean() < 1e-3
-
-
-def test_blur_noise_and_cover(cells):
-    pixels = cells["pixels"]
-    images = pixels[:, 0].numpy()
-    smooth = scipy.ndimage.gaussian_filter(images, (0, 1, 1), radius=(0, 6, 6), mode="mirror")
-    assert cells["blur"](pixels, 1)[:, 0].numpy() == pytest.approx(smooth, abs=1e-4)
-
-    grey = torch.full((50, 1, 28, 28), 0.5)
-    noisy = cells["add_noise"](grey, 0.1)
-    assert float((noisy - grey).std()) == pytest.approx(0.1, rel=0.02)
-
-    covered = cells["cover"](pixels, 8)
-    assert covered[..., 10:18, 10:18].abs().max() == 0
-    covered[..., 10:18, 10:18] = pixels[..., 10:18, 10:18]
-    assert torch.equal(covered, pixels) and torch.equal(pixels[:, 0], torch.from_numpy(images))
-
-
-def test_drawn_characters_have_the_size_and_place_of_mnist(cells):
-    font = cells["ImageFont"].truetype(cells["font_manager"].findfont("DejaVu Sans"), 80)
-    for character in "A1gW?8":
-        ink = cells["draw"](character, font) > 0.02
-        rows, columns = ink.any(dim=1).nonzero(), ink.any(dim=0).nonzero()
-        sides = [int(where.max() - where.min() + 1) for where in (rows, columns)]
-        assert max(sides) in (19, 20, 21) and ink.shape == (28, 28)
-        assert abs(float(rows.double().mean()) - 13.5) <= 1
-        assert abs(float(columns.double().mean()) - 13.5) <= 1
+def test_certified_threshold_keeps_its_level(cells):
+    """Where the accuracy is exactly the target at every threshold, 5 % at most pass any."""
+    generator = torch.Generator().manual_seed(3)
+    confidence = 1 - 10 ** (-9 * torch.rand(1000, generator=generator, dtype=torch.float64))
+    passed = 0
+    for _ in range(1000):
+        right = torch.rand(1000, generator=generator) < 0.98
+        passed += cells["certified_threshold"](confidence, right, 0.98) < math.inf
+    assert 0 < passed < 70  # 50 expected at most, with a standard deviation of 7
