@@ -196,9 +196,12 @@ def test_move_is_the_usual_shift_rotation_and_scale(cells):
         assert np.abs(move(pixels, scale=factor)[:, 0].numpy() - scaled).mean() < 1e-3
 
 
-def test_noise_and_cover(cells):
+def test_blur_noise_and_cover(cells):
     pixels = cells["pixels"]
     images = pixels[:, 0].numpy()
+    smooth = scipy.ndimage.gaussian_filter(images, (0, 1, 1), radius=(0, 6, 6), mode="mirror")
+    assert cells["blur"](pixels, 1)[:, 0].numpy() == pytest.approx(smooth, abs=1e-4)
+
     grey = torch.full((50, 1, 28, 28), 0.5)
     noisy = cells["add_noise"](grey, 0.1)
     assert float((noisy - grey).std()) == pytest.approx(0.1, rel=0.02)
