@@ -179,30 +179,35 @@ def copied(tmp_path):
     return copy
 
 
+def up_to(path, text):
+    """Cut the copied notebook after the first code cell that contains the text; return both."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = notebook.cells
+    number = next(n for n, c in enumerate(cells) if c.cell_type == "code" and text in c.source)
+    notebook.cells = cells[: number + 1]
+    return notebook, cells[number]
+
+
 @pytest.mark.slow
 def test_nbval_notices_a_changed_output(copied, tmp_path):
-    path = copied("02_model")
-    notebook = nbformat.read(path, as_version=4)
-    changed = 0
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if "60,874" in output.get("text", ""):
-                output.text = output.text.replace("60,874", "60,875")
-                changed += 1
-    assert changed == 1
+    path = copied("01_idx_files")
+    notebook, cell = up_to(path, "magic, count, rows, columns = struct.unpack")
+    (output,) = cell.outputs
+    assert "2051" in output.text
+    output.text = output.text.replace("2051", "2052")
     nbformat.write(notebook, path)
     result = run_nbval(path, tmp_path / "outputs")
     assert result.returncode == 1 and "1 failed" in result.stdout, result.stdout
-    assert "60,875" in result.stdout
+    assert "2052" in result.stdout
 
 
 @pytest.mark.slow
 def test_nbval_notices_a_broken_cell(copied, tmp_path):
-    path = copied("02_model")
-    notebook = nbformat.read(path, as_version=4)
-    cell = next(cell for cell in notebook.cells if "kernel_size=3" in cell.source)
-    cell.source = cell.source.replace("16, 32, kernel_size=3", "16, 33, kernel_size=3")
+    path = copied("01_idx_files")
+    notebook, cell = up_to(path, "def parse_idx(data):")
+    assert "start = 4 + 4 * dimensions" in cell.source
+    cell.source = cell.source.replace("start = 4 + 4", "start = 4 + 5")
     nbformat.write(notebook, path)
     result = run_nbval(path, tmp_path / "outputs")
-    assert result.returncode == 1 and "failed" in result.stdout, result.stdout
-    assert "RuntimeError" in result.stdout
+    assert result.returncode == 1 and "1 failed" in result.stdout, result.stdout
+    assert "struct.error" in result.stdout

@@ -133,11 +133,11 @@ MOUNTS = {
 # ----------------------------------------------------------------- Kaggle
 
 
-@pytest.mark.parametrize(("name", "layout"), [("01_idx_files", "old"), ("02_model", "new")])
-def test_a_short_notebook_on_kaggle(mnist, tmp_path, name, layout):
+@pytest.mark.parametrize("layout", MOUNTS)
+def test_a_short_notebook_on_kaggle(mnist, tmp_path, layout):
     platform = Platform(tmp_path)
     platform.attach(MOUNTS[layout][0], nested(mnist))
-    platform.run(name)
+    platform.run("01_idx_files")
     assert [path.name for path in platform.work.iterdir() if path.is_file()] == ["utils.py"]
 
 
@@ -193,7 +193,7 @@ def mirror(mnist):
         server.shutdown()
 
 
-@thorough_but("02_model")
+@thorough_but("01_idx_files")
 def test_on_colab(mirror, tmp_path, name):
     """Nothing but the notebook: MNIST is downloaded, and 04 to 07 train what they need."""
     platform = Platform(tmp_path, colab=True, replaced=mirror)
