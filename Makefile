@@ -11,7 +11,7 @@ PY := .venv/bin/python
 endif
 
 .PHONY: help run all test check fuzz lab refresh bench study data lint clean standalone publish \
-  test-versions test-thorough
+  release test-versions test-thorough
 
 help:
 	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth"
@@ -26,6 +26,7 @@ help:
 	@echo "make data     only find or download MNIST"
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
 	@echo "make publish       the same on a branch, and badges that open it; REPO=owner/name"
+	@echo "make release       files to download, into dist/release; REPO=owner/name"
 	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
 	@echo "make test-thorough every notebook on Colab and on both Kaggle mounts"
 	@echo "make lint     ruff on the code and in the notebooks"
@@ -89,6 +90,10 @@ standalone: .venv/copy.stamp
 publish: .venv/copy.stamp
 	@test -n "$(REPO)" || { echo "Say where it will be: make publish REPO=owner/name"; exit 2; }
 	@$(PY) -m tools.publish $(REPO)
+
+release: .venv/copy.stamp
+	@test -n "$(REPO)" || { echo "Say where it will be: make release REPO=owner/name"; exit 2; }
+	@$(PY) -m tools.release $(REPO)
 
 test-thorough: .venv/test.stamp data
 	$(PYTEST) tests -m thorough

@@ -319,7 +319,7 @@ NO_PAIRS = {
     "images twice": (PIXELS, PIXELS, DIGITS, "uint8 of shape (12, 28, 28)", "swapped"),
     "labels in a column": (PIXELS, LABELS[:, None], DIGITS, "uint8 of shape (12, 1)", ""),
     "a single label": (PIXELS[:1], np.array(7, "uint8"), DIGITS, "uint8 of shape ()", ""),
-    "qmnist": (PIXELS, np.zeros((12, 8), "int32"), DIGITS, "int32 of shape (12, 8)", "QMNIST"),
+    "qmnist": (PIXELS, np.zeros((12, 8), "int32"), DIGITS, "int32 of shape (12, 8)", "other data"),
 }  # fmt: skip
 for size in ((28, 27), (27, 28), (32, 32), (784,), (28, 28, 1), ()):
     images, found = np.zeros((12, *size), "uint8"), f"uint8 of shape {(12, *size)}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
 import utils
 
@@ -91,6 +92,15 @@ def test_cells_are_short_and_lines_fit(path):
         assert max(map(len, lines)) <= 100, cell.source
 
 
+@every_notebook
+def test_output_lines_fit(path):
+    """A page does not scroll sideways for what a cell prints."""
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            text = output.get("text") or output.get("data", {}).get("text/plain", "")
+            assert [line for line in text.splitlines() if len(line) > 100] == []
+
+
 @every_sitting
 def test_a_notebook_is_one_sitting(path):
     cells = code_cells(path)
@@ -137,6 +147,25 @@ def test_every_figure_is_labelled(path):
     for cell in code_cells(path):
         if re.search(r"\.(plot|semilogy|bar|barh|errorbar)\(", cell.source):
             assert "xlabel=" in cell.source, cell.source
+
+
+def words_for_figures(path):
+    """What stands in for the figures of each cell that has any, where they cannot be seen."""
+    for cell in code_cells(path):
+        kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+        if any(kind.startswith("image/") for kind in kinds):
+            yield cell.source, cell.metadata.get("alt", "")
+
+
+@every_notebook
+def test_every_figure_has_words(path):
+    """In its cell's metadata; of nbconvert's templates, classic puts them on the page."""
+    everywhere = [words for other in NOTEBOOKS for _, words in words_for_figures(other)]
+    for source, words in words_for_figures(path):
+        assert len(words) >= 60, source
+        assert everywhere.count(words) == 1, source
+    page, _ = HTMLExporter(template_name="classic").from_filename(str(path))
+    assert "No description has been provided" not in page
 
 
 @every_notebook

@@ -1,15 +1,17 @@
 """The branch that holds the standalone notebooks, and badges that open it."""
 
+import hashlib
 import os
 import re
 import shutil
 import sys
+import zipfile
 
 import nbformat
 import pytest
 
 import utils
-from tools import publish, standalone
+from tools import publish, release, standalone
 
 NAMES = [path.stem for path in standalone.sources()]
 
@@ -21,7 +23,7 @@ def checkout(tmp_path, monkeypatch):
         pytest.skip("git is not installed, so publishing was not tried")
     root = tmp_path / "checkout"
     shutil.copytree(utils.ROOT / "notebooks", root / "notebooks")
-    for name in ("utils.py", "README.md"):
+    for name in ("utils.py", "README.md", "LICENSE"):
         shutil.copy(utils.ROOT / name, root)
     for kind in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{kind}_NAME", "Somebody")
@@ -62,11 +64,18 @@ def test_every_badge_opens_a_file_of_the_branch(checkout, monkeypatch, capsys):
             shown = nbformat.reads(
                 publish.git("show", f"{publish.BRANCH}:{name}.ipynb"), as_version=4
             )
-            assert shown.cells[1].source == pages[name]  # the copies have the badges too
+            assert shown.cells[0].source == pages[name]  # the copies have the badges too
+            first = next(c.source for c in notebook.cells if c.cell_type == "code")
+            assert f"missing: open https://github.com/{repo}/tree/{publish.BRANCH}" in first
+            carrier = shown.cells[1].source
+            assert re.search(rf"from https://github.com/{repo}, commit \w{{7}} of 20\d\d-", carrier)
         linked = {file for page in pages.values() for file in linked_files(page, repo)}
         assert linked == {f"{name}.ipynb" for name in NAMES}
         assert linked_files(pages["README.md"], repo) == [f for f in sorted(linked) for _ in "12"]
-        assert sorted(linked) == sorted(files)
+        front = publish.git("show", f"{publish.BRANCH}:README.md")
+        assert linked_files(front, repo) == [f for f in sorted(linked) for _ in "12"]
+        assert set(re.findall(r"\]\((\d\d_\w+\.ipynb)\)", front)) == linked
+        assert sorted([*linked, "LICENSE", "README.md"]) == sorted(files)
     assert "nothing new" in capsys.readouterr().out  # the second of the three
     assert publish.git("rev-list", "--count", publish.BRANCH) == "2"
     assert publish.git("branch", "--show-current") == "main"
@@ -77,8 +86,9 @@ def test_every_badge_opens_a_file_of_the_branch(checkout, monkeypatch, capsys):
 
 def test_publish_refuses_what_is_no_repository_name(checkout, monkeypatch, capsys):
     for repo in ("digits", "a/b/c", "https://x/y", ""):
-        assert run_publish(monkeypatch, repo) == 2
-        assert "REPO: expected owner/name, found" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match="2"):
+            run_publish(monkeypatch, repo)
+        assert "expected owner/name, found" in capsys.readouterr().err
     assert publish.git("status", "--porcelain") == ""
 
 
@@ -163,3 +173,34 @@ def test_no_badge_points_anywhere_unless_published():
         texts.append(notebook.cells[0].source)
     repos = [set(re.findall(r"([\w.-]+/[\w.-]+)/blob/standalone/", text)) for text in texts]
     assert all(found == repos[0] for found in repos) and len(repos[0]) <= 1
+
+
+# ----------------------------------------------------------------- release
+
+
+def test_release_holds_what_it_promises(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(release, "ROOT", checkout)
+    monkeypatch.setattr(sys, "argv", ["release.py", "someone/digits"])
+    assert release.main() == 1 and "modelku.pth: not found" in capsys.readouterr().out
+    model = checkout / "outputs" / "modelku.pth"
+    model.parent.mkdir()
+    model.write_bytes(b"a network")
+    assert release.main() == 0
+    folder = checkout / "dist" / "release"
+    names = ["class.zip", "modelku.pth", "modelku.pth.sha256", "standalone.zip"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    sum_of_it = hashlib.sha256(b"a network").hexdigest()
+    assert (folder / "modelku.pth.sha256").read_text() == f"{sum_of_it}  modelku.pth\n"
+    assert (folder / "modelku.pth").read_bytes() == b"a network"
+    with zipfile.ZipFile(folder / "standalone.zip") as archive:
+        assert {f"{name}.ipynb" for name in NAMES} <= set(archive.namelist())
+        fetching = nbformat.reads(archive.read("04_evaluation.ipynb").decode(), as_version=4)
+        assert sum_of_it in fetching.cells[1].source
+    with zipfile.ZipFile(folder / "class.zip") as archive:
+        core = [f"{name}.ipynb" for name in NAMES[:4]]
+        both = [f"{kind}/{name}" for kind in ("with_outputs", "without_outputs") for name in core]
+        assert sorted(archive.namelist()) == sorted(both)
+        for name in both:
+            notebook = nbformat.reads(archive.read(name).decode(), as_version=4)
+            outputs = [cell for cell in notebook.cells if cell.get("outputs")]
+            assert bool(outputs) is name.startswith("with_")

@@ -30,25 +30,82 @@ def test_standalone_is_the_source_with_one_cell_more(dist, name):
     for path in (dist / f"{name}.ipynb", dist / "kaggle" / name / f"{name}.ipynb"):
         built = nbformat.read(path, as_version=4)
         nbformat.validate(built)
-        assert built.cells[1:] == source.cells and built.metadata == source.metadata
-        assert built.cells[0].metadata.jupyter.source_hidden
+        carrier = built.cells.pop(1)  # under the title
+        assert carrier.metadata.jupyter.source_hidden
+        expected = standalone.with_advice(source, "run the cell under the title first")
+        assert built == expected
+        sources = zip(source.cells, expected.cells)
+        changed = [(old.source, new.source) for old, new in sources if old != new]
+        assert len(changed) == 1 and changed[0][0].startswith("import sys\n")
         assert path.stat().st_size < 1_000_000
 
 
 def run_carrier(dist, folder, name="03_training"):
-    cell = nbformat.read(dist / f"{name}.ipynb", as_version=4).cells[0].source
+    cell = nbformat.read(dist / f"{name}.ipynb", as_version=4).cells[1].source
     return subprocess.run([sys.executable, "-c", cell], cwd=folder, capture_output=True, text=True)
 
 
 def test_the_carrying_cell_writes_the_very_files(dist, tmp_path):
+    study = (utils.ROOT / "notebooks" / "03_study.json").read_text(encoding="utf-8")
     for _ in range(2):  # a second time finds them in place
-        assert run_carrier(dist, tmp_path).returncode == 0
+        done = run_carrier(dist, tmp_path)
+        assert re.fullmatch(r"Wrote utils.py \(\d\d kB\), 03_study.json \(\d kB\)\n", done.stdout)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["03_study.json", "utils.py"]
-        for name, source in (
-            ("utils.py", "utils.py"),
-            ("03_study.json", "notebooks/03_study.json"),
-        ):
-            assert (tmp_path / name).read_bytes() == (utils.ROOT / source).read_bytes()
+        assert (tmp_path / "utils.py").read_bytes() == (utils.ROOT / "utils.py").read_bytes()
+        carried = (tmp_path / "03_study.json").read_text(encoding="utf-8")
+        assert json.loads(carried) == json.loads(study) and len(carried) < len(study)
+
+
+@every_notebook
+def test_a_stranger_sees_what_the_carrying_cell_is(dist, name):
+    """It says first what it does, where it is from, and the licence, which copies must keep."""
+    source = nbformat.read(dist / f"{name}.ipynb", as_version=4).cells[1].source
+    opening, code = source.split("\n\n", 1)
+    assert all(line.startswith("#") for line in opening.splitlines())
+    assert re.search(r"^# They come from a collection of notebooks", opening, re.MULTILINE)
+    licence = (utils.ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert licence.split() == " ".join(opening.splitlines()[4:]).replace("#", "").split()
+    assert "urlopen" not in code  # only published copies fetch anything, see below
+
+
+@pytest.mark.parametrize("name", ["04_evaluation", "02_model"])
+def test_a_published_copy_fetches_the_network_of_the_release(tmp_path, monkeypatch, name):
+    """From the release's address, and the very file that it was made with, or none."""
+    for folder in ("there", "work", "outputs"):
+        (tmp_path / folder).mkdir()
+    for file in ("notebooks", "utils.py", "LICENSE"):
+        (tmp_path / file).symlink_to(utils.ROOT / file)
+    monkeypatch.setattr(standalone, "ROOT", tmp_path)
+    (tmp_path / "outputs" / "modelku.pth").write_bytes(b"a network")
+    notebook = nbformat.read(utils.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    source = standalone.standalone(notebook, name, "someone/digits").cells[1].source
+    url = "https://github.com/someone/digits/releases/download/notebooks/modelku.pth"
+    assert source.count(url) == (name == "04_evaluation")
+    if name == "02_model":
+        return
+    there = tmp_path / "there" / "modelku.pth"
+    source = source.replace(url, there.as_uri()).replace("/kaggle", str(tmp_path / "kaggle"))
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-c", source], cwd=tmp_path / "work", capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    mine = tmp_path / "work" / "modelku.pth"
+    assert f"Not used: {there.as_uri()}: <urlopen error" in run() and not mine.exists()
+    there.write_bytes(b"<html>another file</html>")
+    assert "it is not the one that this copy was made with" in run() and not mine.exists()
+    there.write_bytes(b"a network")
+    assert "modelku.pth (0 kB)" in run() and mine.read_bytes() == b"a network"
+    mine.write_bytes(b"my own")
+    assert "modelku.pth" not in run() and mine.read_bytes() == b"my own"
+    mine.unlink()
+    attached = tmp_path / "kaggle" / "input" / "notebooks" / "me" / "03" / "modelku.pth"
+    attached.parent.mkdir(parents=True)
+    attached.write_bytes(b"attached")
+    assert "modelku.pth" not in run() and not mine.exists()
 
 
 @pytest.mark.parametrize("name", ["utils.py", "03_study.json"])
@@ -73,7 +130,8 @@ def test_kernel_metadata(dist, name):
     assert slug == re.sub(r"[^a-z0-9]+", "-", metadata["title"].lower())
     assert (folder / metadata["code_file"]).is_file()
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
-    assert metadata["enable_gpu"] is True and metadata["enable_internet"] is False
+    assert metadata["enable_gpu"] is (name >= "03") and metadata["enable_internet"] is False
+    assert ("machine_shape" in metadata) is metadata["enable_gpu"]
     assert metadata["dataset_sources"] == ["hojjatk/mnist-dataset"]
     other = ["someone/handwritten-digits-03-training"] if name >= "04" else []
     assert metadata["kernel_sources"] == other
@@ -96,7 +154,8 @@ def test_edited_copies_are_not_replaced(tmp_path):
 
 def test_the_sources_are_not_replaced(tmp_path, monkeypatch):
     shutil.copytree(utils.ROOT / "notebooks", tmp_path / "notebooks")
-    shutil.copy(utils.ROOT / "utils.py", tmp_path)
+    for name in ("utils.py", "LICENSE"):
+        shutil.copy(utils.ROOT / name, tmp_path)
     monkeypatch.setattr(standalone, "ROOT", tmp_path)
     with pytest.raises(standalone.NotebookError):
         standalone.build(tmp_path / "notebooks")
@@ -104,7 +163,8 @@ def test_the_sources_are_not_replaced(tmp_path, monkeypatch):
 
 def test_other_notebooks_are_left_alone(tmp_path, monkeypatch):
     shutil.copytree(utils.ROOT / "notebooks", tmp_path / "notebooks")
-    shutil.copy(utils.ROOT / "utils.py", tmp_path)
+    for name in ("utils.py", "LICENSE"):
+        shutil.copy(utils.ROOT / name, tmp_path)
     monkeypatch.setattr(standalone, "ROOT", tmp_path)
     for name in ("Untitled.ipynb", "my_notes.ipynb"):
         (tmp_path / "notebooks" / name).write_text("private")
@@ -154,7 +214,8 @@ def somewhere(tmp_path):
 
 def test_first_cell_without_any_utils(somewhere):
     said = run_first_cell(somewhere / "work", somewhere / "kaggle")
-    assert said.startswith("AssertionError: utils.py not found: open the copy of this notebook")
+    assert said.startswith("AssertionError: utils.py is missing: ")
+    assert "make" not in said and "terminal" not in said
 
 
 @pytest.mark.parametrize(

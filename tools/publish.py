@@ -2,14 +2,14 @@
 
     python -m tools.publish owner/name
 
-The badges open the notebooks of the local branch `standalone`, which holds nothing else, so
-nothing has to be fetched at run time. They are written into README.md and the head of each
-notebook in the working tree, last of all and only if the branch could be made; a second run
-replaces them. Nothing is pushed.
+The badges open the notebooks of the local branch `standalone`, which holds nothing but these
+and a page with the badges. They are also written into README.md and the head of each notebook
+in the working tree, whose first cell then names the branch to whoever has the notebook alone.
+That comes last of all, and only if the branch could be made; a second run replaces it. Nothing
+is pushed.
 """
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -20,13 +20,24 @@ from pathlib import Path
 import nbformat
 
 from tools import standalone
-from tools.standalone import ROOT
+from tools.standalone import BRANCH, ROOT, git
 
-BRANCH = "standalone"
 # Only badges that open this branch: somebody's badge for another service stays.
 BADGES = re.compile(rf" ?\[!\[Open in \w+\]\([^)]*\)\]\([^)]*/blob/{BRANCH}/[^)]*\)")
-# Variables that git sets for its hooks and that would lead to another repository.
-LEADS_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
+
+
+PAGES = ("README.md", "LICENSE")  # what the branch holds beside notebooks
+FRONT = """# Notebooks that open with one click
+
+Each of these notebooks needs no other file: it brings along what it uses from
+[the collection](https://github.com/{repo}) they are copied from. A badge opens it in your
+browser, where you can change and run it; on Kaggle, add the data set `hojjatk/mnist-dataset`
+as input, or switch the internet on. Without a badge: download a notebook and open it in Jupyter.
+
+{table}
+
+This branch is made anew from the collection each time; changes made here would be lost.
+"""
 
 
 class PublishError(RuntimeError):
@@ -64,18 +75,6 @@ def with_badges_in_head(text: str, repo: str, path: str) -> str:
     return "\n\n".join(filter(None, [title, badges(repo, path), rest.strip("\n")]))
 
 
-def git(*arguments, index=None, content=None) -> str:
-    """Run git in the repository; return what it prints. Raises CalledProcessError."""
-    environment = {k: v for k, v in os.environ.items() if k not in LEADS_ELSEWHERE}
-    if index is not None:
-        environment["GIT_INDEX_FILE"] = str(index)
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], env=environment, check=True,
-        input=content, capture_output=True,
-    )  # fmt: skip
-    return done.stdout.decode().strip()
-
-
 def parent_commit() -> str | None:
     """Return the commit to go on from, None for a new branch; refuse what is not ours."""
     tips = {}
@@ -96,7 +95,7 @@ def parent_commit() -> str | None:
             )
         tip = there if base == here else here
     files = git("ls-tree", "-r", "--name-only", tip).splitlines()
-    if not all(standalone.NAME.fullmatch(name) for name in files):
+    if not all(standalone.NAME.fullmatch(name) or name in PAGES for name in files):
         raise PublishError(
             f"{BRANCH}: expected a branch with nothing but standalone notebooks, found another "
             f"one. Rename it: git branch -m {BRANCH} another-name"
@@ -137,12 +136,15 @@ def publish(repo: str) -> str | None:
     readme, paths = ROOT / "README.md", standalone.sources()
     with open(readme, encoding="utf-8", newline="") as file:
         pages = {readme: with_badges_in_table(file.read(), repo, [path.name for path in paths])}
-    copies = {}
+    rows = re.findall(r"(?m)^\|.*\|", pages[readme])
+    front = FRONT.format(repo=repo, table="\n".join(rows).replace("](notebooks/", "]("))
+    copies = {"README.md": front.encode(), "LICENSE": (ROOT / "LICENSE").read_bytes()}
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
         notebook.cells[0].source = with_badges_in_head(notebook.cells[0].source, repo, path.name)
-        pages[path] = nbformat.writes(notebook) + "\n"
-        copies[path.name] = standalone.to_bytes(standalone.standalone(notebook, path.name))
+        advice = f"open https://github.com/{repo}/tree/{BRANCH}"
+        pages[path] = nbformat.writes(standalone.with_advice(notebook, advice)) + "\n"
+        copies[path.name] = standalone.to_bytes(standalone.standalone(notebook, path.name, repo))
     commit = commit_to_branch(copies, f"Standalone notebooks for {repo}")
     for path, text in pages.items():
         standalone.write(path, text.encode())
@@ -151,11 +153,8 @@ def publish(repo: str) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("repo", help="owner/name of the repository on GitHub")
+    parser.add_argument("repo", type=standalone.repository, help="owner/name on GitHub")
     repo = parser.parse_args().repo
-    if not re.fullmatch(r"[A-Za-z0-9-]+/(?!\.)[A-Za-z0-9._-]+(?<!\.git)", repo):
-        print(f"REPO: expected owner/name, found {repo!r}")
-        return 2
     if not shutil.which("git"):
         print("git was not found; it is needed for publishing.")
         return 1

@@ -3,8 +3,8 @@
     python -m tools.standalone                        into dist/
     python -m tools.standalone --kaggle-user NAME     and fill in the Kaggle user's name
 
-Each copy carries utils.py (and what else it reads from here) in a collapsed cell at its
-top, which writes it into the working folder. All other cells are those of the source, with
+Each copy carries utils.py (and what else it reads from here) in a collapsed cell under its
+title, which writes it into the working folder. All other cells are those of the source, with
 their outputs. For Kaggle, dist/kaggle/NN_name/ holds the notebook with the metadata that
 `kaggle kernels push` asks for. Needs nbformat, and nothing of what the notebooks need.
 """
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,9 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 NO_USER = "YOUR-KAGGLE-NAME"  # as long as nobody has filled in a name
 NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)  # Untitled.ipynb and private notes are not ours
+# Variables that git sets for its hooks and that would lead to another repository.
+LEADS_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
+BRANCH, RELEASE = "standalone", "notebooks"  # the copies' branch, the tag of the release
 
 # Hidden in JupyterLab, Colab, Kaggle and nbconvert, in this order.
 COLLAPSED = {
@@ -31,24 +35,78 @@ COLLAPSED = {
     "tags": ["hide-input"],
 }
 CARRIER = """\
-# @title Run this cell first: it writes the files that this notebook brings along
+# @title Run this cell first: it writes the files that this notebook needs
+# They come from {origin}.
+# What is done with them stands at the end of this cell.
+#
+{licence}
+
+import hashlib
 import os
+import urllib.request
 from pathlib import Path
 
 files = {{}}
 {files}
-for name, text in files.items():
+{network}for name, content in files.items():
     path, unfinished = Path(name), Path(f".unfinished-{{os.getpid()}}-{{name}}")
-    if not path.exists():
-        unfinished.write_bytes(text.encode())
-        unfinished.replace(path)
-    elif path.read_bytes() != text.encode():
+    if path.exists() and path.read_bytes() != content:
         raise FileExistsError(
             f"{{path.resolve()}}: expected no such file, or the one that this notebook brings "
             f"along, found another one. Run the notebook in a folder of its own, or move the "
             f"file away; if it is an older version from this collection, delete it."
         )
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+print("Wrote", ", ".join(f"{{name}} ({{len(files[name]) / 1000:.0f}} kB)" for name in files))
 """
+# For copies that are published, of notebooks that use what notebook 03 trains.
+NETWORK = """
+# The network that notebook 03 trains: yours, if it is here; else the published one.
+places = [Path("modelku.pth"), Path("outputs/modelku.pth"), *Path("/kaggle/input").rglob("*.pth")]
+if not any(path.is_file() and path.name == "modelku.pth" for path in places):
+    url = "{url}"
+    expected = "{sha256}"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            content = answer.read()
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ValueError("it is not the one that this copy was made with; open a newer copy")
+        files["modelku.pth"] = content
+    except (OSError, ValueError) as error:
+        print(f"Not used: {{url}}: {{error}}")
+
+"""
+# What the first cell of all notebooks says where utils.py is missing.
+ADVICE = re.compile(r'(?m)^(assert home, ").*"$')
+
+
+class NotebookError(ValueError):
+    """A notebook is not as expected. The message names it; nothing was written."""
+
+
+def git(*arguments, index=None, content=None) -> str:
+    """Run git in the repository; return what it prints. Raises CalledProcessError."""
+    environment = {k: v for k, v in os.environ.items() if k not in LEADS_ELSEWHERE}
+    if index is not None:
+        environment["GIT_INDEX_FILE"] = str(index)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], env=environment, check=True,
+        input=content, capture_output=True,
+    )  # fmt: skip
+    return done.stdout.decode().strip()
+
+
+def origin(repo: str | None, files) -> str:
+    """Return where files are from: the repository, if it is published, and the commit."""
+    place = f"https://github.com/{repo}" if repo else "a collection of notebooks"
+    names = [str(file) for file in files]
+    try:
+        commit = git("log", "-1", "--format=commit %h of %cs", "--", *names)
+        changed = git("status", "--porcelain", "--", *names)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return place
+    return ", ".join(filter(None, [place, commit, "with changes" if changed else ""]))
 
 
 def carried_files(notebook) -> dict[str, Path]:
@@ -59,8 +117,9 @@ def carried_files(notebook) -> dict[str, Path]:
     return {"utils.py": ROOT / "utils.py"} | {n: p for n, p in places.items() if p.is_file()}
 
 
-class NotebookError(ValueError):
-    """A notebook is not as expected. The message names it; nothing was written."""
+def uses_network(notebook) -> bool:
+    """Whether a notebook wants the modelku.pth of notebook 03."""
+    return any("trained_model(" in cell.source for cell in notebook.cells)
 
 
 def sources() -> list[Path]:
@@ -73,18 +132,44 @@ def sources() -> list[Path]:
     return paths
 
 
-def standalone(notebook, name: str) -> nbformat.NotebookNode:
-    """Return a copy of the notebook with a first cell that carries what it needs."""
-    parts = []
-    for file_name, file in carried_files(notebook).items():
+def with_advice(notebook, advice: str) -> nbformat.NotebookNode:
+    """Return a copy whose first code cell gives this advice where utils.py is missing."""
+    copied = nbformat.from_dict(notebook)
+    cell = next(cell for cell in copied.cells if cell.cell_type == "code")
+    cell.source, count = ADVICE.subn(rf'\g<1>utils.py is missing: {advice}"', cell.source)
+    if count != 1:
+        raise NotebookError(f'{copied.cells[0].source[:50]}: expected one line with "assert home"')
+    return copied
+
+
+def standalone(notebook, name: str, repo: str | None = None) -> nbformat.NotebookNode:
+    """Return a copy of the notebook with a cell under its title that carries what it needs.
+
+    With the owner/name of the published repository, and if a modelku.pth was trained here, the
+    cell of the notebooks that use one fetches it from the release, checked by its SHA-256.
+    """
+    parts, carried = [], carried_files(notebook)
+    for file_name, file in carried.items():
         text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":  # no reader misses the white space
+            text = json.dumps(json.loads(text), separators=(",", ":"))
         if "'''" in text or text.endswith("\\"):
             raise NotebookError(f"{file}: expected text that fits between r''' and '''.")
-        parts.append(f"files[\"{file_name}\"] = r'''{text}'''")
-    cell = nbformat.v4.new_code_cell(CARRIER.format(files="\n".join(parts)))
+        parts.append(f"files[\"{file_name}\"] = r'''{text}'''.encode()")
+    model, network = ROOT / "outputs" / "modelku.pth", ""
+    if repo and model.is_file() and uses_network(notebook):
+        url = f"https://github.com/{repo}/releases/download/{RELEASE}/modelku.pth"
+        network = NETWORK.format(url=url, sha256=hashlib.sha256(model.read_bytes()).hexdigest())
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8").strip()
+    cell = nbformat.v4.new_code_cell(
+        CARRIER.format(
+            origin=origin(repo, carried.values()), files="\n".join(parts), network=network,
+            licence="\n".join(f"# {line}".strip() for line in licence.splitlines()),
+        )
+    )  # fmt: skip
     cell.id = f"{name[:2]}-files"
-    copied = nbformat.from_dict(notebook)
-    copied.cells = [cell, *copied.cells]
+    copied = with_advice(notebook, "run the cell under the title first")
+    copied.cells.insert(1, cell)
     cell.metadata = nbformat.from_dict(COLLAPSED | {"built": fingerprint(copied)})
     return copied
 
@@ -116,7 +201,8 @@ def refuse_to_replace(path: Path) -> None:
         return
     try:
         notebook = nbformat.read(path, as_version=4)
-        untouched = notebook.cells[0].metadata.get("built") == fingerprint(notebook)
+        built = [cell.metadata.built for cell in notebook.cells if "built" in cell.metadata]
+        untouched = built == [fingerprint(notebook)]
     except Exception:  # whatever it is, it is not ours
         untouched = False
     if not untouched:
@@ -136,8 +222,9 @@ def kernel_metadata(path: Path, user: str) -> dict:
     def slug(title):
         return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
-    sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    gpu = number >= "03"  # on Kaggle it costs a phone number and quota; before 03 for nothing
     training = f"{user}/{slug(title('03', 'training'))}"
+    network = uses_network(nbformat.read(path, as_version=4))
     return {
         "id": f"{user}/{slug(title(number, name))}",
         "title": title(number, name),
@@ -145,14 +232,25 @@ def kernel_metadata(path: Path, user: str) -> dict:
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
-        "enable_gpu": True,
+        "enable_gpu": gpu,
         "enable_internet": False,
-        "machine_shape": "NvidiaTeslaT4",
+        **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
         "dataset_sources": ["hojjatk/mnist-dataset"],
-        "kernel_sources": [training] if any("trained_model(" in s for s in sources) else [],
+        "kernel_sources": [training] if network else [],
         "competition_sources": [],
         "model_sources": [],
     }
+
+
+def copies(user: str = NO_USER, repo: str | None = None) -> dict[str, bytes]:
+    """Return every standalone notebook, and Kaggle's folders, by name below dist/."""
+    files = {}
+    for path in sources():
+        copied = to_bytes(standalone(nbformat.read(path, as_version=4), path.name, repo))
+        folder, metadata = f"kaggle/{path.stem}", kernel_metadata(path, user)
+        files |= {path.name: copied, f"{folder}/{path.name}": copied}
+        files[f"{folder}/kernel-metadata.json"] = (json.dumps(metadata, indent=2) + "\n").encode()
+    return files
 
 
 def build(target: Path, user: str = NO_USER) -> list[Path]:
@@ -160,19 +258,20 @@ def build(target: Path, user: str = NO_USER) -> list[Path]:
 
     Raises NotebookError, before anything is written, if that would replace somebody's work.
     """
-    files = {}
-    for path in sources():
-        copied = to_bytes(standalone(nbformat.read(path, as_version=4), path.name))
-        folder = target / "kaggle" / path.stem
-        metadata = json.dumps(kernel_metadata(path, user), indent=2) + "\n"
-        files |= {target / path.name: copied, folder / path.name: copied}
-        files[folder / "kernel-metadata.json"] = metadata.encode()
+    files = {target / name: content for name, content in copies(user).items()}
     for file in files:
         if file.suffix == ".ipynb":
             refuse_to_replace(file)
     for file, content in files.items():
         write(file, content)
     return list(files)
+
+
+def repository(text: str) -> str:
+    """Return owner/name as it is, or raise argparse's error if it is something else."""
+    if not re.fullmatch(r"[A-Za-z0-9-]+/(?!\.)[A-Za-z0-9._-]+(?<!\.git)", text):
+        raise argparse.ArgumentTypeError(f"expected owner/name, found {text!r}")
+    return text
 
 
 def main() -> int:
