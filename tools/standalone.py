@@ -41,9 +41,7 @@ CARRIER = """\
 #
 {licence}
 
-import hashlib
 import os
-import urllib.request
 from pathlib import Path
 
 files = {{}}
@@ -63,6 +61,9 @@ print("Wrote", ", ".join(f"{{name}} ({{len(files[name]) / 1000:.0f}} kB)" for na
 # For copies that are published, of notebooks that use what notebook 03 trains.
 NETWORK = """
 # The network that notebook 03 trains: yours, if it is here; else the published one.
+import hashlib
+import urllib.request
+
 places = [Path("modelku.pth"), Path("outputs/modelku.pth"), *Path("/kaggle/input").rglob("*.pth")]
 if not any(path.is_file() and path.name == "modelku.pth" for path in places):
     url = "{url}"
