@@ -96,7 +96,7 @@ release: .venv/copy.stamp
 	@$(PY) -m tools.release $(REPO)
 
 test-thorough: .venv/test.stamp data
-	$(PYTEST) tests -m thorough
+	$(PYTEST) tests -m thorough --dist=load
 
 test-versions: .venv/test.stamp data
 	@$(PY) -m tools.try_versions

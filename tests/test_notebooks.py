@@ -119,7 +119,7 @@ def test_two_places_to_predict(path):
 
 def test_one_network_through_the_notebooks():
     """The stored outputs of 03 to 06 are about the modelku.pth of one run."""
-    line = re.compile(r"^modelku\.pth: (\S+) of the 10,000 test pictures$", re.MULTILINE)
+    line = re.compile(r"(?m)^(?:modelku\.pth|This network): (\S+) of the 10,000 test pictures$")
     printed = {}
     for name in ("03_training", "04_evaluation", "05_visualization", "06_your_handwriting"):
         cells = code_cells(utils.ROOT / "notebooks" / f"{name}.ipynb")

@@ -133,11 +133,14 @@ MOUNTS = {
 # ----------------------------------------------------------------- Kaggle
 
 
+@pytest.mark.parametrize(
+    "name", ["01_idx_files", pytest.param("02_model", marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("layout", MOUNTS)
-def test_a_short_notebook_on_kaggle(mnist, tmp_path, layout):
+def test_a_short_notebook_on_kaggle(mnist, tmp_path, layout, name):
     platform = Platform(tmp_path)
     platform.attach(MOUNTS[layout][0], nested(mnist))
-    platform.run("01_idx_files")
+    platform.run(name)
     assert [path.name for path in platform.work.iterdir() if path.is_file()] == ["utils.py"]
 
 
