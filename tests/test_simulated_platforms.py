@@ -67,11 +67,11 @@ class Platform:
         site, home = top / "site", top / "home"
         for folder in (self.work, site, home):
             folder.mkdir(parents=True)
-        (site / "sitecustomize.py").write_text(SITE.replace("COLAB", str(colab)))
+        (site / "sitecustomize.py").write_bytes(SITE.replace("COLAB", str(colab)).encode())
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MNIST_", "KAGGLE_"))}
         self.environment = kept | {
-            "HOME": str(home), "PYTHONPATH": str(site), "PIP_NO_INDEX": "1",
-            "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "",
+            "HOME": str(home), "USERPROFILE": str(home), "PYTHONPATH": str(site),
+            "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "",
         }  # fmt: skip
 
     def attach(self, mount: str, files: dict[str, Path]):
@@ -92,7 +92,7 @@ class Platform:
         """Execute a standalone notebook; return what it printed. Raises what a cell raises."""
         source = nbformat.read(utils.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         notebook = standalone.standalone(source, name)
-        text = nbformat.writes(notebook).replace("/kaggle", str(self.top / "kaggle"))
+        text = nbformat.writes(notebook).replace("/kaggle", f"{self.top.as_posix()}/kaggle")
         for old, new in self.replaced.items():
             text = text.replace(old, new)
         notebook = nbformat.reads(text, as_version=4)
