@@ -307,6 +307,10 @@ def test_killed_while_downloading(world):
     assert world.requests == ["first 0", "first 1", "first 1", "first 2", "first 3"]
 
 
+@pytest.mark.xfail(
+    os.name == "nt",
+    reason="Windows refuses to replace a file while the other process reads it: a rare moment",
+)
 def test_two_processes_at_once(world, monkeypatch):
     """Both fetch each file at the same moment; both succeed, and nothing is left over."""
     monkeypatch.setattr(utils, "STALL_SECONDS", PATIENCE)  # one waits till the other has started
