@@ -1,12 +1,13 @@
 # Two commands do everything: `make run` and `make test`. Both set up .venv first.
 
-PYTHON ?= python3
 # Two processes with one thread each: two threads of one process would wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-ifeq ($(OS),Windows_NT)
+ifeq ($(OS),Windows_NT)  # in Git Bash or MSYS2
+PYTHON ?= py
 PY := .venv/Scripts/python.exe
 else
+PYTHON ?= python3
 PY := .venv/bin/python
 endif
 

@@ -256,17 +256,19 @@ def _download(name, variable, target, tried):
     for mirror in DATASETS[name]["mirrors"]:
         socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none: it would wait for ever
         try:
-            for file in list(missing):
+            for file in missing:
                 url = mirror + packed[file].name
                 print(f"Getting {url}", file=sys.stderr)
                 target.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(url, str(packed[file]), files[file][2])
-                missing.remove(file)
+                own = f"{packed[file]}-{os.getpid()}"  # another process may fetch it as well
+                torch.hub.download_url_to_file(url, own, files[file][2])
+                os.replace(own, packed[file])
         except Exception as error:  # network, disk, or RuntimeError: another sum
             odd = "not the original file, but an error page, say, or a part of it"
             tried.append(f"{url}: {odd if type(error) is RuntimeError else error}")
         finally:
             socket.setdefaulttimeout(wait)
+            missing = [f for f in missing if _rank(packed[f], *files[f])]
     if missing or not _files_in(target, files)[0]:
         places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, 1))
         raise FileNotFoundError(f"""{name.upper()} was not found and could not be downloaded. Tried:
@@ -333,8 +335,7 @@ def load_mnist(split: str, name: str = "mnist") -> MNISTDataset:
 
 class _Shuffled(RandomSampler):
     def __iter__(self):  # draws on the CPU, whatever torch.set_default_device says
-        count = len(self.data_source)
-        yield from torch.randperm(count, generator=self.generator, device="cpu").tolist()
+        yield from torch.randperm(len(self), generator=self.generator, device="cpu").tolist()
 
 
 def make_loader(
@@ -571,8 +572,7 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 def set_style() -> None:
     """Give Matplotlib's figures these colours and less of a frame, from here on."""
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
-    plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-    plt.rcParams["figure.dpi"] = 100
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100})
 
 
 def show_images(

@@ -14,7 +14,7 @@ from nbconvert import HTMLExporter
 
 import utils
 
-NOTEBOOKS = sorted((utils.ROOT / "notebooks").rglob("*.ipynb"))
+NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[!.]*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 LONG_CELLS = {"06_your_handwriting", "07_speed"}  # to be shortened
 SITTINGS = [path for path in NOTEBOOKS if path.stem not in LONG_CELLS]

@@ -1,7 +1,6 @@
 """The branch that holds the standalone notebooks, and badges that open it."""
 
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -28,7 +27,8 @@ def checkout(tmp_path, monkeypatch):
     for kind in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{kind}_NAME", "Somebody")
         monkeypatch.setenv(f"GIT_{kind}_EMAIL", "somebody@example.org")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # whatever the user's own may say
+    (tmp_path / "gitconfig").touch()  # whatever the user's own may say
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "another" / ".git"))  # as in a git hook
     monkeypatch.setattr(publish, "ROOT", root)
@@ -58,7 +58,7 @@ def test_every_badge_opens_a_file_of_the_branch(checkout, monkeypatch, capsys):
     for repo in ("someone/digits", "someone/digits", "else/where"):  # again, and moved
         assert run_publish(monkeypatch, repo) == 0
         files = publish.git("ls-tree", "-r", "--name-only", publish.BRANCH).splitlines()
-        pages = {"README.md": (checkout / "README.md").read_text()}
+        pages = {"README.md": (checkout / "README.md").read_text(encoding="utf-8")}
         for name in NAMES:
             notebook = nbformat.read(checkout / "notebooks" / f"{name}.ipynb", as_version=4)
             pages[name] = notebook.cells[0].source
@@ -122,15 +122,20 @@ def test_publish_needs_an_identity(checkout, monkeypatch, capsys):
 
 def test_publish_needs_its_row_in_the_table(checkout, monkeypatch, capsys):
     readme = checkout / "README.md"
-    readme.write_text(readme.read_text().replace("| [`02_model`]", "| Model: [`02_model`]"))
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(text.replace("| [`02_model`]", "| Model: [`02_model`]"), encoding="utf-8")
     refused(checkout, monkeypatch, capsys, "that starts with a link to notebooks/02_model.ipynb")
 
 
 def test_publish_leaves_other_badges_and_line_ends_alone(checkout, monkeypatch):
     readme = checkout / "README.md"
     mine = "[![Open in Colab](a.svg)](https://colab.research.google.com/github/me/x/blob/main/a)"
-    with open(readme, "w", newline="") as file:
-        file.write((f"{mine}\n\n" + (utils.ROOT / "README.md").read_text()).replace("\n", "\r\n"))
+    with open(readme, "w", newline="", encoding="utf-8") as file:
+        file.write(
+            (f"{mine}\n\n" + (utils.ROOT / "README.md").read_text(encoding="utf-8")).replace(
+                "\n", "\r\n"
+            )
+        )
     assert run_publish(monkeypatch, "someone/digits") == 0
     text = readme.read_bytes().decode()
     assert text.startswith(f"{mine}\r\n\r\n# ") and text.count("\n") == text.count("\r\n")
@@ -192,7 +197,9 @@ def test_release_holds_what_it_promises(checkout, monkeypatch, capsys):
     names = ["class.zip", "modelku.pth", "modelku.pth.sha256", "standalone.zip"]
     assert sorted(path.name for path in folder.iterdir()) == names
     sum_of_it = hashlib.sha256(b"a network").hexdigest()
-    assert (folder / "modelku.pth.sha256").read_text() == f"{sum_of_it}  modelku.pth\n"
+    assert (folder / "modelku.pth.sha256").read_text(
+        encoding="utf-8"
+    ) == f"{sum_of_it}  modelku.pth\n"
     assert (folder / "modelku.pth").read_bytes() == b"a network"
     with zipfile.ZipFile(folder / "standalone.zip") as archive:
         assert {f"{name}.ipynb" for name in NAMES} <= set(archive.namelist())

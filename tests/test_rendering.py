@@ -10,7 +10,7 @@ from nbconvert import HTMLExporter
 import utils
 
 pytestmark = pytest.mark.slow
-NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[!.]*.ipynb"))
 WIDTHS = {"desktop": 1280, "phone": 390}
 
 

@@ -40,9 +40,16 @@ def test_standalone_is_the_source_with_one_cell_more(dist, name):
         assert path.stat().st_size < 1_000_000
 
 
+def run_code(cell, folder):
+    # By standard input: Windows admits no command line of this length.
+    return subprocess.run(
+        [sys.executable, "-"], input=cell, cwd=folder, capture_output=True, encoding="utf-8"
+    )
+
+
 def run_carrier(dist, folder, name="03_training"):
     cell = nbformat.read(dist / f"{name}.ipynb", as_version=4).cells[1].source
-    return subprocess.run([sys.executable, "-c", cell], cwd=folder, capture_output=True, text=True)
+    return run_code(cell, folder)
 
 
 def test_the_carrying_cell_writes_the_very_files(dist, tmp_path):
@@ -84,12 +91,12 @@ def test_a_published_copy_fetches_the_network_of_the_release(tmp_path, monkeypat
     if name == "02_model":
         return
     there = tmp_path / "there" / "modelku.pth"
-    source = source.replace(url, there.as_uri()).replace("/kaggle", str(tmp_path / "kaggle"))
+    source = source.replace(url, there.as_uri()).replace(
+        "/kaggle", (tmp_path / "kaggle").as_posix()
+    )
 
     def run():
-        done = subprocess.run(
-            [sys.executable, "-c", source], cwd=tmp_path / "work", capture_output=True, text=True
-        )
+        done = run_code(source, tmp_path / "work")
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -115,7 +122,7 @@ def test_the_carrying_cell_replaces_nothing(dist, tmp_path, name):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"FileExistsError: {tmp_path / name}: expected no such file")
-    assert (tmp_path / name).read_text() == "mine"
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
     assert not list(tmp_path.glob(".unfinished*"))
 
 
@@ -123,7 +130,7 @@ def test_the_carrying_cell_replaces_nothing(dist, tmp_path, name):
 def test_kernel_metadata(dist, name):
     """The rules of Kaggle's command line: the slug follows from a title of 5 to 50 letters."""
     folder = dist / "kaggle" / name
-    metadata = json.loads((folder / "kernel-metadata.json").read_text())
+    metadata = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
     user, slug = metadata["id"].split("/")
     assert user == "someone"
     assert 5 <= len(metadata["title"]) <= 50
@@ -135,7 +142,9 @@ def test_kernel_metadata(dist, name):
     assert metadata["dataset_sources"] == ["hojjatk/mnist-dataset"]
     other = ["someone/handwritten-digits-03-training"] if name >= "04" else []
     assert metadata["kernel_sources"] == other
-    training = json.loads((dist / "kaggle/03_training/kernel-metadata.json").read_text())
+    training = json.loads(
+        (dist / "kaggle/03_training/kernel-metadata.json").read_text(encoding="utf-8")
+    )
     assert set(other) <= {training["id"]}
 
 
@@ -167,7 +176,7 @@ def test_other_notebooks_are_left_alone(tmp_path, monkeypatch):
         shutil.copy(utils.ROOT / name, tmp_path)
     monkeypatch.setattr(standalone, "ROOT", tmp_path)
     for name in ("Untitled.ipynb", "my_notes.ipynb"):
-        (tmp_path / "notebooks" / name).write_text("private")
+        (tmp_path / "notebooks" / name).write_text("private", encoding="utf-8")
     standalone.build(tmp_path / "dist")
     assert [path.stem for path in sorted((tmp_path / "dist").glob("*.ipynb"))] == NAMES
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "notebooks" / "09_empty.ipynb")
@@ -197,7 +206,7 @@ def first_cell() -> str:
 
 def run_first_cell(cwd, kaggle, path=()) -> str:
     """Run it in a fresh Python; return where utils came from, or the error's last line."""
-    code = first_cell().replace("/kaggle", str(kaggle)) + "\nprint(utils.__file__)"
+    code = first_cell().replace("/kaggle", kaggle.as_posix()) + "\nprint(utils.__file__)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
