@@ -347,6 +347,10 @@ def test_an_attached_photo_on_kaggle(handwriting, places, seven):
     folder = places / "input" / "datasets" / "somebody" / "mine"
     folder.mkdir(parents=True)
     seven.save(folder / "Seven.JPG", "JPEG")
+    (folder / "._Seven.JPG").write_bytes(b"what a Mac leaves beside a file")
+    figures = places / "input" / "a-notebook" / "__results___files"
+    figures.mkdir(parents=True)
+    seven.save(figures / "__results___12_0.png")
     assert handwriting["choose_photo"]("") == folder / "Seven.JPG"
 
 
