@@ -12,7 +12,7 @@ PY := .venv/bin/python
 endif
 
 .PHONY: help run all test check fuzz lab refresh bench study data lint clean standalone publish \
-  release test-versions test-thorough
+  release site test-versions test-thorough
 
 help:
 	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth"
@@ -28,6 +28,7 @@ help:
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
 	@echo "make publish       the same on a branch, and badges that open it; REPO=owner/name"
 	@echo "make release       files to download, into dist/release; REPO=owner/name"
+	@echo "make site          a web site for reading, into dist/site; REPO=owner/name for links to it"
 	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
 	@echo "make test-thorough every notebook on Colab and on both Kaggle mounts"
 	@echo "make lint     ruff on the code and in the notebooks"
@@ -50,7 +51,11 @@ $(PY):
 	$(PY) -m pip install "nbformat>=5.9"
 	@touch $@
 
-.venv/test.stamp: requirements.txt requirements-dev.txt .venv/run.stamp | $(PY)
+.venv/site.stamp: requirements-site.txt | $(PY)
+	$(PY) -m pip install -r requirements-site.txt
+	@touch $@
+
+.venv/test.stamp: requirements.txt requirements-dev.txt requirements-site.txt .venv/run.stamp | $(PY)
 	$(PY) -m pip install -r requirements-dev.txt
 	@touch $@
 
@@ -95,6 +100,9 @@ publish: .venv/copy.stamp
 release: .venv/copy.stamp
 	@test -n "$(REPO)" || { echo "Say where it will be: make release REPO=owner/name"; exit 2; }
 	@$(PY) -m tools.release $(REPO)
+
+site: .venv/site.stamp
+	@$(PY) -m tools.site $(REPO)
 
 test-thorough: .venv/test.stamp data
 	$(PYTEST) tests -m thorough --dist=load
