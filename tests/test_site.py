@@ -151,8 +151,8 @@ def test_links_of_the_readme(text, alone, with_a_name):
     assert site.link_to_pages(text, known, "o/n") == with_a_name
 
 
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # among Sphinx's parts
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what Sphinx's extensions
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # have to do with each other
 def test_a_failed_build_leaves_the_old_site(tmp_path, monkeypatch):
     def write_source(folder, repo):
         (folder / "index.md").write_text("# Title\n\n[nowhere](nowhere.md)\n")

@@ -10,7 +10,6 @@ and nothing of what the notebooks need.
 
 import argparse
 import html
-import os
 import re
 import shutil
 import sys
@@ -151,7 +150,7 @@ def build(target: Path, repo: str | None = None) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repo", nargs="?", help="owner/name of the repository on GitHub")
-    parser.add_argument("--out", type=Path, default=ROOT / "dist" / "site", help="folder to write")
+    parser.add_argument("--out", type=Path, default=Path("dist", "site"), help="folder to write")
     arguments = parser.parse_args()
     if arguments.repo and not re.fullmatch(r"[\w-]+/[\w.-]+", arguments.repo, re.ASCII):
         parser.error(f"REPO: expected owner/name, found {arguments.repo!r}")
@@ -161,8 +160,7 @@ def main() -> int:
         print(error)
         return 1
     if not failed:
-        out = os.path.relpath(arguments.out)
-        print(f"{out}: to look at it, python -m http.server -d {out}")
+        print(f"{arguments.out}: to look at it, python -m http.server -d {arguments.out}")
     return failed
 
 
