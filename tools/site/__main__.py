@@ -149,11 +149,9 @@ def build(target: Path, repo: str | None = None) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("repo", nargs="?", help="owner/name of the repository on GitHub")
+    parser.add_argument("repo", nargs="?", type=standalone.repository, help="owner/name on GitHub")
     parser.add_argument("--out", type=Path, default=Path("dist", "site"), help="folder to write")
     arguments = parser.parse_args()
-    if arguments.repo and not re.fullmatch(r"[\w-]+/[\w.-]+", arguments.repo, re.ASCII):
-        parser.error(f"REPO: expected owner/name, found {arguments.repo!r}")
     try:
         failed = build(arguments.out, arguments.repo)
     except NotebookError as error:
