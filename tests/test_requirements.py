@@ -68,14 +68,17 @@ def test_workflow_runs_the_tests_on_pushes_and_weekly(workflow):
 def test_workflow_publishes_what_has_passed(workflow):
     """What publishes waits for all tests, only the default branch's, and is not cut short."""
     jobs = workflow["jobs"]
-    assert jobs["publish"]["needs"] == ["full", "oldest", "notebooks"]
-    assert (jobs["site"]["needs"], jobs["deploy"]["needs"]) == ("publish", "site")
-    assert "github.event.repository.default_branch" in jobs["publish"]["if"]
-    assert f"git push origin {publish.BRANCH}" in commands(jobs["publish"])
+    assert jobs["copies"]["needs"] == ["full", "oldest", "notebooks"]
+    for name, needs in (("publish", "copies"), ("site", "publish"), ("deploy", "site")):
+        assert jobs[name]["needs"] == needs
+    assert "github.event.repository.default_branch" in jobs["copies"]["if"]
+    # Whoever opens a copy finds in the release what it asks for.
+    *_, release, branch = commands(jobs["publish"]).split("\ngit push ")
+    assert "gh release create" in release and branch.startswith(f"origin {publish.BRANCH}")
     for name, job in jobs.items():
         concurrency = job.get("concurrency", {})
         cancelled = isinstance(concurrency, dict) and concurrency.get("cancel-in-progress", False)
-        assert cancelled == (name not in ("publish", "site", "deploy")), name
+        assert cancelled == (name not in ("copies", "publish", "site", "deploy")), name
 
 
 def test_workflow_has_the_least_permissions(workflow):
@@ -87,6 +90,8 @@ def test_workflow_has_the_least_permissions(workflow):
         assert writes == may_write.get(name, set()), name
         assert job["timeout-minutes"] <= 90, name
         assert "${{" not in commands(job), f"{name}: pass it by env, so that it cannot be code"
+        installs = re.search(r"pip|make|python", commands(job))
+        assert not (writes and installs), f"{name}: what it installs could write, too"
         for step in job["steps"]:
             if "checkout" in step.get("uses", "") and name != "publish":
                 assert step["with"]["persist-credentials"] is False, name

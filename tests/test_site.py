@@ -129,7 +129,7 @@ def test_launch_buttons_lead_to_the_branch(pages, published):
 def test_a_downloaded_notebook_runs_alone(built):
     for path in standalone.sources():
         copy = standalone.nbformat.read(built / "_sources" / path.name, as_version=4)
-        assert copy.cells[0].metadata["built"] == standalone.fingerprint(copy)
+        assert copy.cells[1].metadata["built"] == standalone.fingerprint(copy)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_wrong_name_is_refused(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["site", repo, "--out", str(tmp_path / "site")])
         with pytest.raises(SystemExit):
             site.main()
-        assert "REPO: expected owner/name, found" in capsys.readouterr().err
+        assert "expected owner/name, found" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

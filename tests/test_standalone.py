@@ -1,11 +1,13 @@
 """Notebooks that need no other file: what is built, and the first cell that finds utils.py."""
 
+import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import nbformat
 import pytest
@@ -71,48 +73,114 @@ def test_a_stranger_sees_what_the_carrying_cell_is(dist, name):
     assert all(line.startswith("#") for line in opening.splitlines())
     assert re.search(r"^# They come from a collection of notebooks", opening, re.MULTILINE)
     licence = (utils.ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert licence.split() == " ".join(opening.splitlines()[4:]).replace("#", "").split()
-    assert "urlopen" not in code  # only published copies fetch anything, see below
+    assert licence.split() == opening.split("#\n# ", 1)[1].replace("#", "").split()
+    assert "urlopen" not in code and "fetches" not in opening  # only published copies, see below
 
 
-@pytest.mark.parametrize("name", ["04_evaluation", "02_model"])
-def test_a_published_copy_fetches_the_network_of_the_release(tmp_path, monkeypatch, name):
-    """From the release's address, and the very file that it was made with, or none."""
-    for folder in ("there", "work", "outputs"):
-        (tmp_path / folder).mkdir()
-    for file in ("notebooks", "utils.py", "LICENSE"):
-        (tmp_path / file).symlink_to(utils.ROOT / file)
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Builds published copies, in a tree where notebook 03 has left a network."""
+    (tmp_path / "outputs").mkdir()
+    for file in ("utils.py", "LICENSE"):
+        shutil.copy(utils.ROOT / file, tmp_path)
     monkeypatch.setattr(standalone, "ROOT", tmp_path)
     (tmp_path / "outputs" / "modelku.pth").write_bytes(b"a network")
-    notebook = nbformat.read(utils.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    source = standalone.standalone(notebook, name, "someone/digits").cells[1].source
-    url = "https://github.com/someone/digits/releases/download/notebooks/modelku.pth"
-    assert source.count(url) == (name == "04_evaluation")
-    if name == "02_model":
-        return
-    there = tmp_path / "there" / "modelku.pth"
-    source = source.replace(url, there.as_uri()).replace(
-        "/kaggle", (tmp_path / "kaggle").as_posix()
-    )
+
+    def build(name):
+        path = utils.ROOT / "notebooks" / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        return standalone.standalone(notebook, name, "someone/digits").cells[1].source
+
+    return build
+
+
+def test_a_published_copy_fetches_the_network_of_the_release(tmp_path, published):
+    """From the release, the very file that it was made with, unless the reader has one."""
+    assert "urlopen" not in published("02_model")
+    source = published("04_evaluation")
+    url = re.search(r'"(https://github[^"]*)"', source)[1]
+    assert f"# {url}\n" in source.split("\n\n")[0]  # a stranger is told at the top
+    name = standalone.name_by_content(b"a network")
+    assert url == f"https://github.com/someone/digits/releases/download/notebooks/{name}"
+
+    there, work = tmp_path / "there.pth", tmp_path / "work"
+    work.mkdir()
+    source = source.replace(url, there.as_uri())
+    source = source.replace("/kaggle", (tmp_path / "kaggle").as_posix())
 
     def run():
-        done = run_code(source, tmp_path / "work")
+        done = run_code(source, work)
         assert done.returncode == 0, done.stderr
+        assert (work / "utils.py").is_file() and not list(work.glob(".unfinished*"))
         return done.stdout
 
-    mine = tmp_path / "work" / "modelku.pth"
-    assert f"Not used: {there.as_uri()}: <urlopen error" in run() and not mine.exists()
-    there.write_bytes(b"<html>another file</html>")
-    assert "it is not the one that this copy was made with" in run() and not mine.exists()
+    fetched = work / "published_modelku.pth"
+    assert "not fetched (is the internet off?)" in run() and not fetched.exists()
+    for wrong in (b"<html>another file</html>", b"a network" + b"!" * 1_000_000):
+        there.write_bytes(wrong)
+        assert "another file than the one" in run() and not fetched.exists()
     there.write_bytes(b"a network")
-    assert "modelku.pth (0 kB)" in run() and mine.read_bytes() == b"a network"
-    mine.write_bytes(b"my own")
-    assert "modelku.pth" not in run() and mine.read_bytes() == b"my own"
-    mine.unlink()
-    attached = tmp_path / "kaggle" / "input" / "notebooks" / "me" / "03" / "modelku.pth"
-    attached.parent.mkdir(parents=True)
-    attached.write_bytes(b"attached")
-    assert "modelku.pth" not in run() and not mine.exists()
+    assert "Fetched published_modelku.pth" in run() and fetched.read_bytes() == b"a network"
+    there.unlink()
+    assert "Fetched" in run()  # it is there already
+    fetched.write_bytes(b"that of an older copy")
+    there.write_bytes(b"a network")
+    assert "Fetched" in run() and fetched.read_bytes() == b"a network"
+
+    own = [work / "modelku.pth", work / "outputs" / "modelku.pth"]
+    own.append(tmp_path / "kaggle" / "input" / "notebooks" / "me" / "03" / "modelku.pth")
+    fetched.unlink()
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"my own")
+        assert "etched" not in run() and not fetched.exists()
+        path.unlink()
+
+
+def test_a_download_that_breaks_off_leaves_the_rest_at_work(tmp_path, published):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "9")
+            self.end_headers()
+            self.wfile.write(b"a net")
+
+        def log_message(self, *arguments):
+            pass
+
+    source, work = published("04_evaluation"), tmp_path / "work"
+    work.mkdir()
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}/"
+        done = run_code(re.sub(r'"https://github[^"]*"', f'"{here}"', source), work)
+    assert done.returncode == 0 and "was not fetched" in done.stdout, done.stderr
+    assert (work / "utils.py").is_file()
+
+
+def test_what_does_not_fit_into_a_cell_is_refused(tmp_path, published):
+    (tmp_path / "utils.py").write_bytes(b"# it ends in a quote '")
+    with pytest.raises(standalone.NotebookError, match="fits between"):
+        published("01_idx_files")
+
+
+def test_the_commit_is_one_of_this_repository(tmp_path, monkeypatch):
+    """And not of one that happens to lie around an unpacked download; nor do git's signatures
+    or other extras become part of the cell."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed, so no commit was looked up")
+    monkeypatch.setattr(standalone, "ROOT", tmp_path)
+    for command in ("init --quiet", "add .", "-c user.name=A -c user.email=a@b commit -qm 1"):
+        (tmp_path / "inner").mkdir(exist_ok=True)
+        (tmp_path / "inner" / "utils.py").write_bytes(b"pass")
+        standalone.git(*command.split())
+    file = tmp_path / "inner" / "utils.py"
+    assert re.fullmatch(r"https://github.com/o/n, commit \w+ of [\d-]+",
+                        standalone.origin("o/n", [file]))  # fmt: skip
+    file.write_bytes(b"changed")
+    assert standalone.origin("o/n", [file]).endswith(", with changes")
+    monkeypatch.setattr(standalone, "ROOT", tmp_path / "inner")
+    assert standalone.origin("o/n", [file]) == "https://github.com/o/n"
 
 
 @pytest.mark.parametrize("name", ["utils.py", "03_study.json"])
@@ -151,14 +219,28 @@ def test_kernel_metadata(dist, name):
 def test_edited_copies_are_not_replaced(tmp_path):
     standalone.build(tmp_path)
     standalone.build(tmp_path, "another")  # untouched ones are
-    path = tmp_path / "kaggle" / NAMES[3] / f"{NAMES[3]}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[5].source += "\n# my exercise"
-    nbformat.write(notebook, path)
-    listing = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
-    with pytest.raises(standalone.NotebookError, match="somebody has changed or made"):
-        standalone.build(tmp_path, "third")
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == listing
+    folder = tmp_path / "kaggle" / NAMES[3]
+
+    def edit_cell():
+        path = folder / f"{NAMES[3]}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells[5].source += "\n# my exercise"
+        nbformat.write(notebook, path)
+
+    def edit_metadata():
+        path = folder / "kernel-metadata.json"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('"is_private": true', '"is_private": false'), encoding="utf-8")
+
+    for edit in (edit_cell, edit_metadata):
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+        edit()
+        listing = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+        with pytest.raises(standalone.NotebookError, match="somebody has changed or made"):
+            standalone.build(tmp_path, "third")
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == listing != before
+        for path, content in before.items():
+            path.write_bytes(content)
 
 
 def test_the_sources_are_not_replaced(tmp_path, monkeypatch):

@@ -560,7 +560,7 @@ def test_trained_model_trains_a_substitute_and_says_so_loudly(monkeypatch, tmp_p
     assert checkpoint["epoch"] == 1 and not list(tmp_path.iterdir())
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("NETWORK: A SUBSTITUTE, trained now for 1 epoch")
-    assert "run notebook 03 and attach its output (Kaggle), or upload it (Colab)" in second
+    assert "run notebook 03; attach its output (Kaggle) or upload it (Colab)" in second
 
 
 def test_a_companion_is_found_beside_the_notebook_or_in_the_repository(monkeypatch, tmp_path):

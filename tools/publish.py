@@ -30,13 +30,14 @@ PAGES = ("README.md", "LICENSE")  # what the branch holds beside notebooks
 FRONT = """# Notebooks that open with one click
 
 Each of these notebooks needs no other file: it brings along what it uses from
-[the collection](https://github.com/{repo}) they are copied from. A badge opens it in your
-browser, where you can change and run it; on Kaggle, add the data set `hojjatk/mnist-dataset`
-as input, or switch the internet on. Without a badge: download a notebook and open it in Jupyter.
+[the collection](https://github.com/{repo}). Click a badge, then *Run all*; on Kaggle, first
+*Add Input* `hojjatk/mnist-dataset`, or switch the internet on. 04 to 07 use the network that 03
+trains; if you have not brought yours along, they fetch the published one. In Jupyter on your own
+machine they need `pip install "torch>=2.6" torchvision matplotlib tqdm`.
 
 {table}
 
-This branch is made anew from the collection each time; changes made here would be lost.
+This branch is made anew from the collection; changes made here would be lost.
 """
 
 
@@ -167,6 +168,8 @@ def main() -> int:
         print(f"{' '.join(error.cmd)} failed:\n{error.stderr.decode(errors='replace').strip()}")
         return 1
     print(f"Branch {BRANCH}: {commit[:12] if commit else 'nothing new'}")
+    if not (ROOT / "outputs" / "modelku.pth").is_file():
+        print("Without outputs/modelku.pth (make run), 04 to 07 fetch no network: they train one.")
     print("Badges: written into README.md and notebooks/; commit them.")
     print(f"Then:   git push origin {BRANCH}")
     return 0

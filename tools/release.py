@@ -4,7 +4,8 @@
 
 standalone.zip holds the notebooks that need no other file, also with Kaggle's metadata;
 class.zip the core, 01 to 04, with outputs for whoever teaches and without for whoever learns;
-modelku.pth is what notebook 03 has left in outputs/, with its SHA-256 beside it.
+modelku.pth is what notebook 03 has left in outputs/, with its SHA-256 beside it, and again under
+a name of its own, by which published copies of the notebooks ask for the very one they know.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def files_of_release(repo: str) -> dict[str, bytes]:
         "standalone.zip": zipped(copies),
         "class.zip": zipped(lessons),
         "modelku.pth": content,
+        standalone.name_by_content(content): content,
         "modelku.pth.sha256": f"{hashlib.sha256(content).hexdigest()}  modelku.pth\n".encode(),
     }
 

@@ -35,48 +35,71 @@ COLLAPSED = {
     "tags": ["hide-input"],
 }
 CARRIER = """\
-# @title Run this cell first: it writes the files that this notebook needs
+# @title Run this cell first: it writes files that this notebook needs
+# It writes {names} into the working folder.
 # They come from {origin}.
-# What is done with them stands at the end of this cell.
-#
+{announced}#
 {licence}
 
 import os
 from pathlib import Path
 
+
+def write(files):
+    for name, text in files.items():
+        path = Path(name)
+        if path.exists() and path.read_bytes() != text.encode():
+            raise FileExistsError(
+                f"{{path.resolve()}}: expected no such file, or the one that this notebook brings "
+                f"along, found another one. Run the notebook in a folder of its own, or move the "
+                f"file away; if it is an older version from this collection, delete it."
+            )
+    for name, text in files.items():
+        if not Path(name).exists():
+            unfinished = Path(f".unfinished-{{os.getpid()}}-{{name}}")
+            unfinished.write_bytes(text.encode())
+            unfinished.replace(name)
+    print("Wrote", ", ".join(f"{{name}} ({{len(files[name]) / 1000:.0f}} kB)" for name in files))
+
+{network}
 files = {{}}
 {files}
-{network}for name, content in files.items():
-    path, unfinished = Path(name), Path(f".unfinished-{{os.getpid()}}-{{name}}")
-    if path.exists() and path.read_bytes() != content:
-        raise FileExistsError(
-            f"{{path.resolve()}}: expected no such file, or the one that this notebook brings "
-            f"along, found another one. Run the notebook in a folder of its own, or move the "
-            f"file away; if it is an older version from this collection, delete it."
-        )
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-print("Wrote", ", ".join(f"{{name}} ({{len(files[name]) / 1000:.0f}} kB)" for name in files))
+write(files)
 """
-# For copies that are published, of notebooks that use what notebook 03 trains.
+# For published copies of the notebooks that use what notebook 03 trains.
+ANNOUNCED = """\
+# If you have no modelku.pth here, it also fetches a published one, {size:,} bytes, from
+# {url}
+"""
 NETWORK = """
-# The network that notebook 03 trains: yours, if it is here; else the published one.
-import hashlib
-import urllib.request
+def fetch(url, size, sha256):
+    import hashlib
+    import http.client
+    import urllib.request
 
-places = [Path("modelku.pth"), Path("outputs/modelku.pth"), *Path("/kaggle/input").rglob("*.pth")]
-if not any(path.is_file() and path.name == "modelku.pth" for path in places):
-    url = "{url}"
-    expected = "{sha256}"
+    path, own = Path("published_modelku.pth"), [Path("modelku.pth"), Path("outputs/modelku.pth")]
+    if any(map(Path.is_file, [*own, *Path("/kaggle/input").rglob("modelku.pth")])):
+        return
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            content = answer.read()
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise ValueError("it is not the one that this copy was made with; open a newer copy")
-        files["modelku.pth"] = content
-    except (OSError, ValueError) as error:
-        print(f"Not used: {{url}}: {{error}}")
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                content = answer.read(size + 1)
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise ValueError("it is another file than the one that this copy was made with")
+            unfinished = Path(f".unfinished-{os.getpid()}-{path}")
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        print("Fetched", path)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        print(f"The published network was not fetched (is the internet off?): {url}: {error}")
 
+"""
+FETCH = """
+fetch(
+    "{url}",
+    size={size},
+    sha256="{sha256}",
+)
 """
 # What the first cell of all notebooks says where utils.py is missing.
 ADVICE = re.compile(r'(?m)^(assert home, ").*"$')
@@ -89,6 +112,7 @@ class NotebookError(ValueError):
 def git(*arguments, index=None, content=None) -> str:
     """Run git in the repository; return what it prints. Raises CalledProcessError."""
     environment = {k: v for k, v in os.environ.items() if k not in LEADS_ELSEWHERE}
+    environment["GIT_CEILING_DIRECTORIES"] = str(ROOT.parent)  # ours, and none around it
     if index is not None:
         environment["GIT_INDEX_FILE"] = str(index)
     done = subprocess.run(
@@ -103,11 +127,12 @@ def origin(repo: str | None, files) -> str:
     place = f"https://github.com/{repo}" if repo else "a collection of notebooks"
     names = [str(file) for file in files]
     try:
-        commit = git("log", "-1", "--format=commit %h of %cs", "--", *names)
+        log = git("log", "--no-show-signature", "-1", "--format=commit %h of %cs", "--", *names)
+        commit = re.fullmatch(r"commit \w+ of [\d-]+", log)
         changed = git("status", "--porcelain", "--", *names)
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         return place
-    return ", ".join(filter(None, [place, commit, "with changes" if changed else ""]))
+    return ", ".join(filter(None, [place, commit and commit[0], "with changes" if changed else ""]))
 
 
 def carried_files(notebook) -> dict[str, Path]:
@@ -149,35 +174,47 @@ def standalone(notebook, name: str, repo: str | None = None) -> nbformat.Noteboo
     With the owner/name of the published repository, and if a modelku.pth was trained here, the
     cell of the notebooks that use one fetches it from the release, checked by its SHA-256.
     """
-    parts, carried = [], carried_files(notebook)
+    carried, model = carried_files(notebook), ROOT / "outputs" / "modelku.pth"
+    fields = {"names": " and ".join(carried), "origin": origin(repo, carried.values())}
+    parts = []
     for file_name, file in carried.items():
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":  # no reader misses the white space
             text = json.dumps(json.loads(text), separators=(",", ":"))
-        if "'''" in text or text.endswith("\\"):
+        if "'''" in text or text.endswith(("\\", "'")):
             raise NotebookError(f"{file}: expected text that fits between r''' and '''.")
-        parts.append(f"files[\"{file_name}\"] = r'''{text}'''.encode()")
-    model, network = ROOT / "outputs" / "modelku.pth", ""
+        parts.append(f"files[\"{file_name}\"] = r'''{text}'''")
+    fields |= {"files": "\n".join(parts), "network": "", "announced": ""}
+    fetch = ""
     if repo and model.is_file() and uses_network(notebook):
-        url = f"https://github.com/{repo}/releases/download/{RELEASE}/modelku.pth"
-        network = NETWORK.format(url=url, sha256=hashlib.sha256(model.read_bytes()).hexdigest())
+        content = model.read_bytes()
+        url = f"https://github.com/{repo}/releases/download/{RELEASE}/{name_by_content(content)}"
+        about = {"url": url, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        fields |= {"network": NETWORK, "announced": ANNOUNCED.format(**about)}
+        fetch = FETCH.format(**about)
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8").strip()
-    cell = nbformat.v4.new_code_cell(
-        CARRIER.format(
-            origin=origin(repo, carried.values()), files="\n".join(parts), network=network,
-            licence="\n".join(f"# {line}".strip() for line in licence.splitlines()),
-        )
-    )  # fmt: skip
-    cell.id = f"{name[:2]}-files"
+    fields["licence"] = "\n".join(f"# {line}".strip() for line in licence.splitlines())
+    source = CARRIER.format(**fields) + fetch
+    compile(source, name, "exec")
     copied = with_advice(notebook, "run the cell under the title first")
+    cell = nbformat.v4.new_code_cell(source.strip(), id=f"{name[:2]}-files")
     copied.cells.insert(1, cell)
-    cell.metadata = nbformat.from_dict(COLLAPSED | {"built": fingerprint(copied)})
+    cell.metadata = nbformat.from_dict(COLLAPSED)
+    cell.metadata["built"] = fingerprint(copied)
     return copied
+
+
+def name_by_content(network: bytes) -> str:
+    """Return under which name a release keeps this modelku.pth beside those of older copies."""
+    return f"modelku-{hashlib.sha256(network).hexdigest()[:12]}.pth"
 
 
 def fingerprint(notebook) -> str:
     """Return a sum over everything a user can change, to tell a built copy from an edited one."""
-    content = [[c.cell_type, c.source, c.get("outputs")] for c in notebook.cells]
+    content = []
+    for cell in notebook.cells:
+        metadata = {key: value for key, value in cell.metadata.items() if key != "built"}
+        content.append([cell.cell_type, cell.source, cell.get("outputs"), metadata])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -196,14 +233,19 @@ def write(path: Path, content: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def refuse_to_replace(path: Path) -> None:
-    """Raise NotebookError if there is a file that is not, as it was built, a copy of ours."""
+def refuse_to_replace(path: Path, content: bytes) -> None:
+    """Raise NotebookError if there is a file that is not, as it was built, one of ours."""
     if not path.exists():
         return
     try:
-        notebook = nbformat.read(path, as_version=4)
-        built = [cell.metadata.built for cell in notebook.cells if "built" in cell.metadata]
-        untouched = built == [fingerprint(notebook)]
+        if path.suffix == ".json":  # another user's name is no change
+            texts = path.read_bytes().decode(), content.decode()
+            old, new = (json.loads(text) | {"id": 0, "kernel_sources": 0} for text in texts)
+            untouched = old == new
+        else:
+            notebook = nbformat.read(path, as_version=4)
+            built = [cell.metadata.built for cell in notebook.cells if "built" in cell.metadata]
+            untouched = built == [fingerprint(notebook)]
     except Exception:  # whatever it is, it is not ours
         untouched = False
     if not untouched:
@@ -260,9 +302,8 @@ def build(target: Path, user: str = NO_USER) -> list[Path]:
     Raises NotebookError, before anything is written, if that would replace somebody's work.
     """
     files = {target / name: content for name, content in copies(user).items()}
-    for file in files:
-        if file.suffix == ".ipynb":
-            refuse_to_replace(file)
+    for file, content in files.items():
+        refuse_to_replace(file, content)
     for file, content in files.items():
         write(file, content)
     return list(files)
@@ -270,7 +311,7 @@ def build(target: Path, user: str = NO_USER) -> list[Path]:
 
 def repository(text: str) -> str:
     """Return owner/name as it is, or raise argparse's error if it is something else."""
-    if not re.fullmatch(r"[A-Za-z0-9-]+/(?!\.)[A-Za-z0-9._-]+(?<!\.git)", text):
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*/(?!\.\.?$)[\w.-]+(?<!\.git)", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"expected owner/name, found {text!r}")
     return text
 

@@ -91,7 +91,7 @@ def write_source(folder: Path, repo: str | None) -> dict[str, bytes]:
     entries = []
     for name, notebook in notebooks.items():
         # The button for downloads gives a copy that runs alone.
-        copy = standalone.standalone(notebook, name)
+        copy = standalone.standalone(notebook, name, repo)
         as_they_are[f"_sources/{name}"] = standalone.to_bytes(copy)
         head = notebook.cells[0]
         title = head.source.partition("\n")[0].removeprefix("# ")
