@@ -91,7 +91,7 @@ class Platform:
     def run(self, name: str) -> str:
         """Execute a standalone notebook; return what it printed. Raises what a cell raises."""
         source = nbformat.read(utils.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        notebook = standalone.standalone(source, name)
+        notebook = standalone.standalone(source, name, "someone/digits")  # as published
         text = nbformat.writes(notebook).replace("/kaggle", f"{self.top.as_posix()}/kaggle")
         for old, new in self.replaced.items():
             text = text.replace(old, new)
