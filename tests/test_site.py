@@ -155,15 +155,15 @@ def test_links_of_the_readme(text, alone, with_a_name):
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # have to do with each other
 def test_a_failed_build_leaves_the_old_site(tmp_path, monkeypatch):
     def write_source(folder, repo):
-        (folder / "index.md").write_text("# Title\n\n[nowhere](nowhere.md)\n")
+        (folder / "index.md").write_text("# Title\n\n[nowhere](nowhere.md)\n", encoding="utf-8")
         return {}
 
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "index.html").write_text("the old one")
+    (tmp_path / "site" / "index.html").write_text("the old one", encoding="utf-8")
     monkeypatch.setattr(site, "write_source", write_source)
     assert site.build(tmp_path / "site") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
-    assert (tmp_path / "site" / "index.html").read_text() == "the old one"
+    assert (tmp_path / "site" / "index.html").read_text(encoding="utf-8") == "the old one"
 
 
 def test_a_wrong_name_is_refused(tmp_path, monkeypatch, capsys):
