@@ -622,7 +622,9 @@ def test_nothing_at_import_needs_posix(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-@pytest.mark.parametrize("command", [["tools.publish", "→ ¹⁰"], ["data.from_package_index"]])
+@pytest.mark.parametrize(
+    "command", [["tools.standalone", "--kaggle-user", "→ ¹⁰"], ["data.from_package_index"]]
+)
 def test_no_letter_stops_what_is_printed(mnist, tmp_path, command, encoding):
     """As in a pipe on Windows: both print what they were given, and that may be any text."""
     folder = tmp_path / "→ ¹⁰"
