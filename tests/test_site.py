@@ -257,6 +257,26 @@ def test_the_drawing_page_answers(open_page, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "chosen, ground", [("dark", "rgb(22, 24, 28)"), ("light", "rgb(255, 255, 255)")]
+)
+def test_the_drawing_page_obeys_the_site(open_page, chosen, ground):
+    """Alone and in the frame of notebook 06, whatever the system's theme is."""
+    ask = "getComputedStyle(document.body).backgroundColor"
+    page = open_page(
+        "06_your_handwriting.html", color_scheme="light" if chosen == "dark" else "dark"
+    )
+    page.locator("iframe").scroll_into_view_if_needed()
+    frame = page.locator("iframe").element_handle().content_frame()
+    frame.locator("li").nth(9).wait_for()
+    assert frame.evaluate(ask) != ground
+    frame.evaluate(f"localStorage.theme = '{chosen}'; dispatchEvent(new Event('storage'))")
+    assert frame.evaluate(ask) == ground
+    page.goto(page.url.replace("06_your_handwriting", "draw"))
+    assert page.evaluate(ask) == ground
+
+
+@pytest.mark.slow
 def test_search_finds(open_page):
     page = open_page("search.html?q=McNemar", viewport={"width": 390, "height": 900})
     page.locator("#search-results li a").first.wait_for()

@@ -26,6 +26,25 @@ from tools.standalone import ROOT, NotebookError
 HERE = Path(__file__).parent
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[((?:!\[[^\]]*\]\([^)]*\)|[^\[\]])+)\]\(([^)\s]+)\)")
+# The page to draw on follows the system's theme; on the site, the one chosen there goes first.
+IN_THE_SITE = """\
+<body>
+<p><a href="index.html" target="_top">All notebooks</a></p>
+<script>
+{
+  const themes = [...document.styleSheets[0].cssRules].filter(
+    rule => rule.media?.mediaText.includes("prefers-color-scheme"));
+  const obey = () => {
+    if (!localStorage.theme) return;
+    const media = localStorage.theme === "dark" ? "all" : "not all";
+    document.documentElement.style.colorScheme = localStorage.theme;
+    for (const rule of themes) rule.media.mediaText = media;
+  };
+  addEventListener("storage", obey);
+  obey();
+}
+</script>
+"""
 HOME = """\
 # {title}
 
@@ -66,21 +85,21 @@ def link_to_pages(text: str, pages: dict[str, str], repo: str | None) -> str:
     return LINK.sub(link, IMAGE.sub(image, text))
 
 
-def drawing_page(notebooks) -> str:
-    """Return the page to draw on, which a notebook shows in a frame."""
+def take_drawing_page(notebooks) -> str:
+    """Return the page to draw on, which a notebook holds in a frame; let the frame show it."""
     cells = [cell for notebook in notebooks for cell in notebook.cells]
     for output in (output for cell in cells for output in cell.get("outputs", [])):
         shown = output.get("data", {}).get("text/html", "")
-        if frame := re.match(r'<iframe srcdoc="([^"]*)"', shown):
-            back = '<body>\n<p><a href="index.html">All notebooks</a></p>'
-            return html.unescape(frame[1]).replace("<body>", back, 1)
+        if frame := re.match(r'<iframe srcdoc="([^"]*)" sandbox="[^"]*"', shown):
+            output.data["text/html"] = shown.replace(frame[0], '<iframe src="draw.html"')
+            return html.unescape(frame[1]).replace("<body>\n", IN_THE_SITE, 1)
     raise NotebookError("notebooks: expected an output with the page to draw on: make refresh.")
 
 
 def write_source(folder: Path, repo: str | None) -> dict[str, bytes]:
     """Write what Sphinx reads into a folder; return files to put on the site as they are."""
     notebooks = {path.name: nbformat.read(path, as_version=4) for path in standalone.sources()}
-    as_they_are = {"draw.html": drawing_page(notebooks.values()).encode()}
+    as_they_are = {"draw.html": take_drawing_page(notebooks.values()).encode()}
     pages = {f"notebooks/{name}": name for name in notebooks}
     for name in ("LICENSE", "data/README.md", ".github/digits.png"):
         if (ROOT / name).exists():
@@ -89,9 +108,9 @@ def write_source(folder: Path, repo: str | None) -> dict[str, bytes]:
             shutil.copy(ROOT / name, folder / name)
 
     entries = []
-    for name, notebook in notebooks.items():
+    for path, (name, notebook) in zip(standalone.sources(), notebooks.items()):
         # The button for downloads gives a copy that runs alone.
-        copy = standalone.standalone(notebook, name, repo)
+        copy = standalone.standalone(nbformat.read(path, as_version=4), name, repo)
         as_they_are[f"_sources/{name}"] = standalone.to_bytes(copy)
         head = notebook.cells[0]
         title = head.source.partition("\n")[0].removeprefix("# ")
