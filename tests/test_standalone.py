@@ -139,11 +139,14 @@ def test_a_published_copy_fetches_the_network_of_the_release(tmp_path, published
 
 def test_a_download_that_breaks_off_leaves_the_rest_at_work(tmp_path, published):
     class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self):
             self.send_response(200)
-            self.send_header("Content-Length", "9")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(b"a net")
+            self.wfile.write(b"9\r\na net")  # nine bytes were announced
 
         def log_message(self, *arguments):
             pass
