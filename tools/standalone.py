@@ -27,7 +27,7 @@ NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)  # Untitled.ipynb and private no
 LEADS_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
 BRANCH, RELEASE = "standalone", "notebooks"  # the copies' branch, the tag of the release
 
-# Hidden in JupyterLab, Colab, Kaggle and nbconvert, in this order.
+# Hidden in JupyterLab, Colab, Kaggle and web sites made by Jupyter Book, in this order.
 COLLAPSED = {
     "jupyter": {"source_hidden": True},
     "cellView": "form",
