@@ -63,9 +63,10 @@ def finish(process, folder) -> None:
 
 
 def epochs_in(state: Path) -> int:
-    if not state.is_file():
+    try:
+        return len(torch.load(state, weights_only=True)["history"]["train_loss"])
+    except FileNotFoundError:  # not yet, or not any more
         return 0
-    return len(torch.load(state, weights_only=True)["history"]["train_loss"])
 
 
 def same(one, other) -> bool:
@@ -93,10 +94,14 @@ def main(top: Path, kills: int, seed: int) -> None:
     for number in range(kills):
         folder = top / f"killed-{number}"
         folder.mkdir()
-        # One moment in each of as many equal parts of the run.
-        moment = moments.uniform(number, number + 1) / kills * duration
+        # One moment in each of as many equal parts of the run. Its epochs are counted, not timed:
+        # what else the machine does may make this run several times as long as the first.
+        share = moments.uniform(number, number + 1) / kills
+        epochs, part = divmod(share * EPOCHS, 1)
         process = fork(folder, data)
-        time.sleep(moment)
+        while epochs_in(folder / "state.pth") < epochs and not (folder / "modelku.pth").is_file():
+            time.sleep(0.01)
+        time.sleep(part * duration / EPOCHS)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         epochs = epochs_in(folder / "state.pth")
@@ -104,7 +109,7 @@ def main(top: Path, kills: int, seed: int) -> None:
         finish(fork(folder, data), folder)
         ended = torch.load(folder / "modelku.pth", weights_only=True)
         line = {
-            "share of the run": round(moment / duration, 2),
+            "share of the run": round(share, 2),
             "epochs kept": EPOCHS if finished else epochs,
             "same": same(ended, expected),
         }
