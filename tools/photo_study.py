@@ -170,7 +170,7 @@ def by_threshold(answers, labels):
 def small_digits():
     """Return scikit-learn's 1,797 pictures and labels, none if it is not installed.
 
-    Their 8 × 8 levels from 0 to 16 get a margin of two and are enlarged to 240 × 240.
+    Their 8 × 8 levels from 0 to 16 get a margin of two and are enlarged to 120 × 120.
     """
     try:
         from sklearn.datasets import load_digits
@@ -179,7 +179,7 @@ def small_digits():
         return [], []
     data = load_digits()
     pixels = np.pad(data.images * 255 / 16, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
-    size, way = (240, 240), Image.Resampling.BICUBIC
+    size, way = (120, 120), Image.Resampling.BICUBIC
     return [Image.fromarray(p).resize(size, way) for p in pixels], list(map(str, data.target))
 
 
