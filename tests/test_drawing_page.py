@@ -7,11 +7,12 @@ import base64
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import utils
 
@@ -219,6 +220,108 @@ def test_dirt_goes_as_in_the_notebook(page, handwriting):
     assert np.flatnonzero(seen.any(axis=0)).size < 16  # with the dot it would be 20 wide
 
 
+# Pictures of 280 × 280: the pen's width in pixels, and strokes of points as above. None is quite
+# symmetric: the centre of such a one lies between two pixels, and rounding errors choose.
+BOX = [(15, 15), (83, 16), (84, 85), (14, 84), (15, 15), (83, 16)]
+INNER_BOX = [(0.8 * x + 10, 0.8 * y + 10) for x, y in BOX]
+SMALL_SEVEN = [(45, 35), (56, 35), (48, 65)]
+PICTURES = {
+    "thin": (4, WAYS[3][0]),
+    "thick": (30, WAYS[7][0]),
+    "small": (4, [[(45, 40), (55, 40), (49, 60)]]),
+    "in a frame": (4, [BOX, SMALL_SEVEN]),
+    "in two frames": (4, [BOX, INNER_BOX, SMALL_SEVEN]),
+    "a frame around little": (4, [BOX, [(50, 48), (49, 56)]]),
+    "5 with a bar apart": (4, [WAYS[5][1][0], [(40, 11), (71, 11)]]),
+    "4 in two strokes": (4, WAYS[4][1]),
+    "broken 8": (4, [arc(50, 68, 21, 18, -90, 270) + arc(50, 32, 18, 18, 90, 300),
+                     arc(50, 32, 18, 18, -40, 60)]),
+    "broken 0": (6, [arc(50, 50, 24, 36, -84, 85), arc(50, 50, 24, 36, 95, 260)]),
+    "dot far away": (8, [[(30, 15), (30, 85), (45, 85)], [(88, 30), (92, 32), (88, 34), (92, 36)]]),
+    "dot near": (8, [[(30, 15), (30, 85), (45, 85)], [(37, 48), (41, 50), (37, 52), (41, 54)]]),
+    "specks": (8, [WAYS[2][0][0], [(12, 88), (12, 88)], [(88, 12), (88, 12)]]),
+}  # fmt: skip
+SEVERAL = {
+    "side by side": (2, 8, [[(30, 20), (30, 80)], [(70, 20), (70, 80)]]),
+    "one above the other": (2, 6, [[(40, 12), (60, 12), (45, 40)], [(40, 60), (60, 60), (45, 90)]]),
+    "two halves of an 8": (2, 4, [arc(50, 30, 18, 16, 90, 450), arc(50, 70, 21, 19, -90, 270)]),
+    "three": (3, 6, [[(20, 30), (20, 70)], [(45, 32), (45, 74)], [(75, 28), (75, 66)]]),
+    "two and two": (4, 8, [[(x, y), (x, y + 28)] for x in (20, 75) for y in (14, 58)]),
+    "of two heights": (2, 8, [[(30, 20), (30, 80)], [(60, 45), (60, 82)]]),
+}
+
+
+def sketch(pen, strokes):
+    """A drawing on white paper, made without the page: its pen may have any width."""
+    large = Image.new("L", (1120, 1120), 255)
+    pencil = ImageDraw.Draw(large)
+    for stroke in strokes:
+        places = [(11.2 * x, 11.2 * y) for x, y in stroke]
+        pencil.line(places, fill=0, width=4 * pen)
+        for x, y in places:
+            pencil.ellipse((x - 2 * pen, y - 2 * pen, x + 2 * pen, y + 2 * pen), fill=0)
+    return large.resize((280, 280), Image.Resampling.BOX)
+
+
+def prepare_there(page, picture):
+    """What the page's `prepare` makes of a picture: a list, or how many digits it finds."""
+    return page.evaluate(
+        """text => {
+            const found = prepare(Uint8Array.from(atob(text), c => c.charCodeAt(0)), 280);
+            return typeof found === "number" ? found : Array.from(found);
+        }""",
+        base64.b64encode(picture.tobytes()).decode(),
+    )
+
+
+def test_pictures_are_prepared_as_in_the_notebook(page, handwriting):
+    for name, drawing in PICTURES.items():
+        picture = sketch(*drawing)
+        expected = handwriting["prepare"](picture).astype(int)
+        seen = prepare_there(page, picture)
+        assert np.size(seen) == 784, f"{name}: the page sees {seen}"
+        assert np.abs(np.reshape(seen, (28, 28)) - expected).max() <= 1, name
+
+
+def test_several_digits_are_refused_as_in_the_notebook(page, handwriting):
+    for name, (count, *drawing) in SEVERAL.items():
+        picture = sketch(*drawing)
+        with pytest.raises(handwriting["PhotoError"], match=f"expected one digit, found {count}"):
+            handwriting["prepare"](picture)
+        assert prepare_there(page, picture) == count, name
+
+
+def test_strokes_from_edge_to_edge_are_kept_by_both(page, handwriting):
+    """The pen stops where the notebook would take a stroke for a ruled line."""
+    for strokes in (
+        [[(1, 1), (99, 1), (40, 99)]],
+        [[(30, 1), (1, 60), (99, 60)], [(99, 1), (99, 99)]],
+        [[(1, 1), (99, 1), (99, 99), (1, 60)]],
+    ):
+        draw(page, strokes)
+        seen = np.array(page.evaluate("Array.from(readPaper())")).reshape(28, 28)
+        picture = page.evaluate("paper.toDataURL()").split(",")[1]
+        expected = handwriting["prepare"](Image.open(io.BytesIO(base64.b64decode(picture))))
+        assert np.abs(seen - expected.astype(int)).max() <= 1, strokes
+        page.click("#clear")
+        settle(page)
+
+
+def test_two_digits_get_no_answer(page):
+    draw(page, [[(25, 20), (25, 80)], [(75, 20), (75, 80)]])
+    assert answer(page) == "It sees 2 digits: draw one"
+    assert page.locator("li > :last-child").all_inner_texts() == ["–"] * 10
+    assert page.locator("li.best").count() == 0
+    for canvas in ("seen", "maps"):
+        pixels = f"find('{canvas}').getContext('2d').getImageData(0, 0, 28, 28).data"
+        assert page.evaluate(f"{pixels}.every(v => v === 0)")
+    told = "document.querySelector('[role=status]').textContent"
+    page.wait_for_function(f"{told} === 'It sees 2 digits: draw one.'")
+    page.click("#undo")
+    settle(page)
+    assert answer(page) == "It reads 1"
+
+
 def test_file_is_small_and_complete(filled):
     assert len(filled.encode()) < 400_000
     for outside in ("http:", "https:", "src=", "import ", "@import", "url("):
@@ -363,4 +466,32 @@ def test_inside_a_notebook(chromium, filled):
         page.mouse.move(*place, steps=5)
     page.mouse.up()
     inner.get_by_text("It reads 7").first.wait_for()
+    page.close()
+
+
+def test_fits_into_the_frame_of_the_notebook(chromium, filled):
+    """So that a finger that scrolls the notebook does not scroll the page inside it instead."""
+    notebook = (utils.ROOT / "notebooks" / "06_your_handwriting.ipynb").read_text(encoding="utf-8")
+    height = int(re.search(r"height: (\d+)px; border: 0", notebook)[1])
+    page = chromium.new_page()
+    page.set_content(
+        '<body style="margin: 0"><iframe sandbox="allow-scripts"'
+        f' style="width: 100%; height: {height}px; border: 0"></iframe>'
+    )
+    page.eval_on_selector("iframe", "(frame, text) => { frame.srcdoc = text; }", filled)
+    page.frame_locator("iframe").locator("li").nth(9).wait_for()
+    inner = page.frames[1]
+    two = "strokes = [[{x: 70, y: 50}, {x: 70, y: 230}], [{x: 210, y: 50}, {x: 210, y: 230}]]"
+    for strokes in ("strokes = []", two):
+        inner.evaluate(f"{strokes}; update()")
+        for width in (320, 360, 412, 430, 560, 561, 600, 760, 1000):
+            page.set_viewport_size({"width": width, "height": 800})
+            root = "document.documentElement"
+            assert inner.evaluate(f"{root}.clientWidth") == width
+            assert inner.evaluate(f"{root}.scrollWidth") == width
+            assert inner.evaluate(f"{root}.scrollHeight") == height, width
+            end = inner.evaluate("document.body.getBoundingClientRect().bottom")
+            assert end <= height - 12, width  # other systems have other fonts
+            paper = inner.locator("#paper").bounding_box()
+            assert paper["width"] == pytest.approx(paper["height"]) and paper["width"] > 260
     page.close()
