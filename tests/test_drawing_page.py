@@ -487,7 +487,7 @@ def test_fits_into_the_frame_of_the_notebook(chromium, filled):
         for width in (320, 360, 412, 430, 560, 561, 600, 760, 1000):
             page.set_viewport_size({"width": width, "height": 800})
             root = "document.documentElement"
-            assert inner.evaluate(f"{root}.clientWidth") == width
+            inner.wait_for_function(f"{root}.clientWidth === {width}")  # no scroll bar either
             assert inner.evaluate(f"{root}.scrollWidth") == width
             assert inner.evaluate(f"{root}.scrollHeight") == height, width
             end = inner.evaluate("document.body.getBoundingClientRect().bottom")
