@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageOps
 
 import utils
 
@@ -216,6 +216,12 @@ NOTHING = {
     "one pixel": lambda: Image.new("L", (1, 1), 255),
     "one line": lambda: Image.new("L", (300, 1), 255),
     "a strip": lambda: Image.new("L", (1000, 20), 255),
+    "four rows": lambda: Image.new("L", (8, 4), 255),
+    "noise of four rows": lambda: noise(128, 20, 4).crop((0, 0, 8, 4)),
+    "a long gradient": lambda: gradient().resize((1000, 4)),
+    "too narrow": lambda: gradient().resize((1000, 3)),
+    "transparent, white": lambda: Image.new("RGBA", (320, 240), (255, 255, 255, 0)),
+    "transparent, tiny": lambda: Image.new("LA", (8, 4)),
     "a ribbon": lambda: Image.new("L", (9000, 30), 255),
     "no number": lambda: Image.fromarray(np.full((240, 320), np.nan, np.float32)),
     "infinite": lambda: Image.fromarray(np.full((240, 320), np.inf, np.float32)),
@@ -306,9 +312,8 @@ def row(test, indices, gap=12, height=60):
 def test_as_many_digits_as_were_written(handwriting, count):
     test = utils.load_mnist("test")
     whole = [i for i in range(200) if i not in (8, 15, 33)][:count]
-    digits = handwriting["prepare_number"](row(test, whole))
-    pieces = [len(handwriting["prepare_number"](row(test, [i]))) for i in whole]
-    assert len(digits) == sum(pieces)
+    [digits] = handwriting["prepare_number"](row(test, whole))
+    assert len(digits) == count
     assert all(digit.shape == (28, 28) and digit.dtype == np.uint8 for digit in digits)
 
 
@@ -319,4 +324,242 @@ def test_a_bar_and_a_broken_stroke_belong_to_their_digits(handwriting):
     pen.line([(66, 26), (95, 24)], fill=0, width=8)  # the bar of the 5, above it
     pen.line([(180, 20), (180, 60)], fill=0, width=8)
     pen.line([(180, 75), (180, 115)], fill=0, width=8)  # the lower half of the 1
-    assert len(handwriting["prepare_number"](paper)) == 2
+    [digits] = handwriting["prepare_number"](paper)
+    assert len(digits) == 2
+
+
+def written(test, *rows, height=90, gap=30, margin=60):
+    """Return rows of test digits on white paper, and their labels, a line for each row."""
+    width = max(map(len, rows)) * (height + gap) + 2 * margin
+    paper = Image.new("L", (width, len(rows) * (height + margin) + margin), 255)
+    for number, indices in enumerate(rows):
+        left = margin
+        for index in indices:
+            digit = Image.fromarray(test.pixels[index])
+            digit = ImageOps.invert(digit.crop(digit.getbbox()))
+            size = max(8, height * digit.width // digit.height), height
+            paper.paste(
+                digit.resize(size, Image.BICUBIC), (left, margin + number * (height + margin))
+            )
+            left += size[0] + gap
+    right = margin + ImageOps.invert(paper).getbbox()[2]
+    texts = ["".join(str(test.labels[index].item()) for index in indices) for indices in rows]
+    return paper.crop((0, 0, right, paper.height)), "\n".join(texts)
+
+
+@pytest.fixture(scope="module")
+def answer(handwriting):
+    """Return what the network reads on a picture, a line for each row."""
+    handwriting["model"] = utils.trained_model("cpu")[0]
+
+    def answer(picture):
+        rows = handwriting["prepare_number"](picture)
+        return "\n".join(
+            "".join(map(str, handwriting["read"](r).argmax(dim=1).tolist())) for r in rows
+        )
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def score(handwriting, answer, test):
+    """Return how many of these pictures of the first test digits are read right."""
+
+    def score(pictures):
+        labels = test.labels[: len(pictures)]
+        return (handwriting["read"](pictures).argmax(dim=1) == labels).sum().item()
+
+    return score
+
+
+# 7, 2, 1, 0, 4, 3 and 5: whole, far from doubtful, and easy to name
+SEVEN, TWO, ONE, ZERO, FOUR, THREE, FIVE = 0, 1, 2, 3, 4, 18, 15
+
+
+# ------------------------------------------- what is on paper beside the ink
+
+
+def test_a_frame_is_no_ink(prepare, seven):
+    framed = seven.copy()
+    ImageDraw.Draw(framed).rectangle((50, 30, 270, 230), outline="black", width=4)
+    same(prepare(framed), prepare(seven))
+
+
+@pytest.mark.parametrize("y", [90, 130, 175])
+@pytest.mark.parametrize("fall", [0, 6])
+def test_a_ruled_line_is_no_ink(answer, test, y, fall):
+    """Through the digits or below them."""
+    paper, text = written(test, [SEVEN, TWO, ZERO])
+    ImageDraw.Draw(paper).line((0, y, paper.width, y + fall), fill=40, width=3)
+    assert answer(paper) == text
+
+
+def test_squared_paper(answer, test):
+    paper, text = written(test, [SEVEN, TWO, ZERO])
+    squares = Image.new("L", paper.size, 255)
+    pen = ImageDraw.Draw(squares)
+    for place in range(10, max(paper.size), 30):
+        pen.line((place, 0, place, paper.height), fill=140, width=2)
+        pen.line((0, place, paper.width, place), fill=140, width=2)
+    assert answer(ImageChops.darker(paper, squares)) == text
+
+
+@pytest.mark.parametrize("thing", [(0, 0, 35, 239), (0, 0, 300, 14), (240, 0, 300, 30)])
+def test_a_thing_at_the_rim_darker_than_the_ink(prepare, seven, thing):
+    faint = seven.convert("L").point(lambda level: 130 + level * 125 // 255)
+    expected = prepare(faint)
+    ImageDraw.Draw(faint).rectangle(thing, fill=0)
+    same(prepare(faint), expected)
+
+
+def test_black_edges_of_a_scan(prepare, seven):
+    scan = seven.copy()
+    pen = ImageDraw.Draw(scan)
+    pen.rectangle((0, 0, 9, 240), fill="black")
+    pen.rectangle((0, 232, 300, 240), fill="black")
+    same(prepare(scan), prepare(seven))
+
+
+@pytest.mark.parametrize("room", [-3, 0, 3])
+@pytest.mark.parametrize("indices", [(TWO, THREE, FOUR, FIVE), (ONE, ZERO)])
+def test_a_digit_at_the_rim_stays(answer, test, indices, room):
+    """Also where the rim cuts off a little of it."""
+    paper, text = written(test, indices)
+    assert answer(paper.crop((60 - room, 0, *paper.size))) == text
+
+
+@pytest.mark.parametrize("turn", [0, 4])
+def test_a_sheet_on_a_dark_table(prepare, seven, turn):
+    table = noise(45, 4, 0).resize((500, 420))
+    sheet, stencil = seven.convert("L").resize((360, 288)), Image.new("L", (360, 288), 255)
+    sheet, stencil = (i.rotate(turn, Image.BICUBIC, expand=True) for i in (sheet, stencil))
+    expected = prepare(seven.rotate(turn, Image.BICUBIC, fillcolor="white"))
+    table.paste(sheet, (60, 50), stencil)
+    same(prepare(table), expected)
+
+
+@pytest.mark.parametrize("edge", [90, 160, 230])
+def test_a_hard_shadow(prepare, seven, edge):
+    shaded = np.asarray(seven.convert("L")).copy()
+    shaded[:, :edge] //= 2
+    same(prepare(Image.fromarray(shaded)), prepare(seven))
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_a_speck_goes_and_a_fragment_stays(prepare, seven, far):
+    spot = seven.convert("L")
+    ImageDraw.Draw(spot).ellipse((10, 190, 34, 214) if far else (185, 170, 209, 194), fill=0)
+    if far:
+        same(prepare(spot), prepare(seven))
+    else:
+        added = prepare(spot).astype(int) - prepare(seven)
+        assert (added > 100).sum() >= 5
+
+
+# -------------------------------------------------------- how many, and where
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_rows_from_top_to_bottom(answer, test, rows):
+    paper, text = written(test, *[[SEVEN, TWO, ONE], [ZERO, FOUR], [THREE, SEVEN, ZERO]][:rows])
+    assert answer(paper) == text
+
+
+def test_several_digits_are_not_one(prepare, PhotoError, test):
+    for rows, count in (([SEVEN, TWO],), 2), (([SEVEN], [TWO]), 2), (([SEVEN, TWO, ZERO],), 3):
+        with pytest.raises(PhotoError, match=f"found {count}. prepare_number reads numbers"):
+            prepare(written(test, *rows)[0])
+
+
+def test_digits_that_touch_are_not_one(handwriting, PhotoError):
+    paper = Image.new("L", (300, 200), 255)
+    for left in (50, 130):
+        ImageDraw.Draw(paper).ellipse((left, 50, left + 90, 150), outline=0, width=10)
+    with pytest.raises(PhotoError, match="found one wider than high. Leave gaps between them"):
+        handwriting["prepare_number"](paper)
+
+
+# ------------------------------------------------------------ pens and sizes
+
+
+def test_a_thin_pen_becomes_thicker(handwriting, prepare):
+    width = {}
+    for pen in (8, 20, 30):  # of 200 pixels: 0.8, 2 and 3 of MNIST's 20
+        paper = Image.new("L", (300, 300), 255)
+        ImageDraw.Draw(paper).line([(80, 50), (200, 50), (120, 249)], fill=0, width=pen)
+        width[pen] = handwriting["stroke_width"](prepare(paper) / 255)
+    assert 1.7 < width[8] < 2.4
+    assert 1.7 < width[20] < 2.4
+    assert 2.6 < width[30] < 3.4
+
+
+def test_dithering_does_not_thicken(handwriting, prepare, seven):
+    widths = [handwriting["stroke_width"](prepare(p) / 255) for p in (seven, seven.convert("1"))]
+    assert abs(widths[0] - widths[1]) < 0.4
+
+
+def test_mnist_s_own_pens_stay(prepare, test):
+    added = [prepare(Image.fromarray(p)).sum() / p.sum() for p in test.pixels[:60]]
+    assert 0.97 < np.median(added) < 1.05 and np.mean(np.array(added) > 1.3) < 0.1
+
+
+def test_a_narrow_one(prepare):
+    paper = Image.new("L", (12, 44), 255)
+    ImageDraw.Draw(paper).rectangle((3, 2, 8, 41), fill=0)
+    found = prepare(paper) > 127
+    assert found.any(axis=1).sum() == 20 and found.any(axis=0).sum() == 3
+
+
+def test_the_smallest_pictures(prepare, PhotoError):
+    one = Image.new("L", (8, 8), 255)
+    ImageDraw.Draw(one).line((3, 1, 3, 6), fill=0, width=2)
+    found = prepare(one) > 127
+    assert 19 <= found.any(axis=1).sum() <= 20 and found.any(axis=0).sum() < 10
+    for size in ((7, 7), (8, 3), (300, 3)):
+        with pytest.raises(PhotoError, match="expected 8 × 4 pixels or more, found "):
+            prepare(Image.new("L", size, 255))
+
+
+@pytest.mark.slow
+def test_scikit_learn_s_digits(handwriting, answer, prepare, PhotoError):
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    pictures, labels = [], []
+    for pixels, label in zip(data.images[:300], data.target):
+        try:
+            pictures.append(prepare(Image.fromarray((255 - pixels * 255 / 16).astype(np.uint8))))
+            labels.append(label)
+        except PhotoError:
+            pass
+    right = handwriting["read"](pictures).argmax(dim=1).numpy() == labels
+    assert right.sum() >= 0.88 * 300
+
+
+def test_an_opaque_white_island_is_paper(prepare, seven):
+    """A photo cut out of its surroundings, which are transparent."""
+    island = Image.new("L", seven.size, 0)
+    ImageDraw.Draw(island).ellipse((70, 35, 250, 239), fill=255)
+    cut_out = seven.convert("RGBA")
+    cut_out.putalpha(island)
+    cut_out.paste((0, 0, 0, 0), mask=ImageOps.invert(island))  # black where nothing is seen
+    same(prepare(cut_out), prepare(seven))
+
+
+# -------------------------------------------------------------- MNIST itself
+
+
+def test_genuine_pictures_are_read_as_before(prepare, score, test):
+    genuine = test.pixels[:500]
+    assert score([prepare(Image.fromarray(p)) for p in genuine]) >= score(list(genuine)) - 3
+
+
+def test_no_stroke_of_a_digit_without_margin_is_a_line(prepare, score, test):
+    """The bar of a 7 and a 1 run from side to side, as ruled lines do."""
+    prepared = {0: [], 20: []}
+    for pixels in test.pixels[:100]:
+        digit = Image.fromarray(pixels)
+        digit = digit.crop(digit.getbbox())
+        large = ImageOps.invert(digit.resize((4 * digit.width, 4 * digit.height), Image.BICUBIC))
+        for margin, found in prepared.items():
+            found.append(prepare(ImageOps.expand(large, margin, 255)))
+    assert score(prepared[20]) >= 98
+    assert score(prepared[0]) >= score(prepared[20]) - 2
