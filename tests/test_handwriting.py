@@ -476,7 +476,7 @@ def test_digits_that_touch_are_not_one(handwriting, PhotoError):
     paper = Image.new("L", (300, 200), 255)
     for left in (50, 130):
         ImageDraw.Draw(paper).ellipse((left, 50, left + 90, 150), outline=0, width=10)
-    with pytest.raises(PhotoError, match="found one wider than high. Leave gaps between them"):
+    with pytest.raises(PhotoError, match="found one wider than high. Leave gaps"):
         handwriting["prepare_number"](paper)
 
 

@@ -95,8 +95,8 @@ def test_scikit_learn_s_digits_become_light_on_dark_with_a_margin():
     images, labels = photo_study.small_digits()
     assert len(images) == len(labels) == 1797 and labels[:3] == ["0", "1", "2"]
     pixels = np.asarray(images[0])
-    assert pixels.shape == (240, 240) and pixels.max() > 230
-    assert not pixels[:20].any() and not pixels[:, -20:].any()
+    assert pixels.shape == (120, 120) and pixels.max() > 230
+    assert not pixels[:10].any() and not pixels[:, -10:].any()
 
 
 # --------------------------------------------------------------- counting
