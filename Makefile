@@ -22,7 +22,7 @@ help:
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
 	@echo "make bench    the speed tables of notebook 07, measured anew; about 6 minutes"
-	@echo "make study    many seeds of everything, for notebooks 03 and 07; more than an hour"
+	@echo "make study    many seeds of everything, for notebooks 03, 07 and 08; about twelve hours"
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST"
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
@@ -86,6 +86,7 @@ refresh: .venv/run.stamp data
 study: .venv/run.stamp data
 	@$(PY) -m tools.seed_study
 	@$(PY) -m tools.speed_study
+	@$(PY) -m tools.accuracy_study
 
 bench: .venv/run.stamp data
 	@$(PY) -m tools.bench

