@@ -211,7 +211,7 @@ def test_kernel_metadata(dist, name):
     assert metadata["enable_gpu"] is (name >= "03") and metadata["enable_internet"] is False
     assert ("machine_shape" in metadata) is metadata["enable_gpu"]
     assert metadata["dataset_sources"] == ["hojjatk/mnist-dataset"]
-    other = ["someone/handwritten-digits-03-training"] if name >= "04" else []
+    other = ["someone/handwritten-digits-03-training"] if "04" <= name < "08" else []
     assert metadata["kernel_sources"] == other
     training = json.loads(
         (dist / "kaggle/03_training/kernel-metadata.json").read_text(encoding="utf-8")
