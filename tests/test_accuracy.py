@@ -319,7 +319,7 @@ def test_the_prose_says_what_was_stored(page, stored):
     wrong = {name: 100 - values.mean() for name, values in after.items()}
     first = 1 - wrong["one-cycle schedule"] / wrong["constant rate"]
     rest = 1 - wrong["smoothed labels"] / wrong["one-cycle schedule"]
-    assert 0.38 < first < 0.42 and abs(first - rest) < 0.02  # two in five, as much as the rest
+    assert 0.38 < first < 0.42 and first > rest  # two in five, more than everything after
     for name in ("averaged weights", "milder distortions", "40 epochs", "distillation"):
         change, error = changes[name]
         assert abs(change) < 2 * error, name
