@@ -95,9 +95,10 @@ def run(part: str, name: str, seed: int, wanted: dict) -> float:
     for model in page().training(setup, train, seed, teachers, device):
         probabilities = page().answers_of(model, held_out)
         by_epoch.append((probabilities.argmax(dim=1) == held_out.labels).double().mean().item())
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    machine = studies.processor() if device.type == "cpu" else gpu
-    content = {"setup": wanted, "by_epoch": by_epoch, "device": machine}
+    names = {"cpu": studies.processor, "cuda": torch.cuda.get_device_name}
+    machine = names.get(device.type, lambda: device.type)()
+    content = {"setup": wanted, "by_epoch": by_epoch}
+    content["device"] = f"{machine}, torch {torch.__version__}"
     if part in page().FINAL:
         content["probabilities"] = probabilities
     if part in page().FINAL or name in {s.teachers for s, _ in page().RUNS[part].values()}:
