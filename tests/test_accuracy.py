@@ -194,22 +194,26 @@ def test_teachers_mark_instead_of_the_labels(page, small):
 
 
 def test_ensembles_add_up_probabilities():
-    """Two networks in three are for the right digit, but the third is surer."""
-    labels, table = torch.tensor([0]), torch.zeros(3, 1, 10)
-    table[:2, 0, 0], table[:2, 0, 1], table[2, 0, 1] = 0.6, 0.4, 1.0
-    assert accuracy_study.together(table, labels) == {1: [1, 1, 0], 2: [1, 0, 0], 3: [0]}
+    """Neither a vote of the networks, which the first picture would deceive, nor the surest one."""
+    chances = [[0.6, 0.6, 0.0], [0.65, 0.65, 0.3]]  # of the right digit, by picture and network
+    table = torch.zeros(3, 2, 10)
+    table[:, :, 0] = torch.tensor(chances).T
+    table[:, :, 1] = 1 - table[:, :, 0]
+    found = accuracy_study.together(table, torch.tensor([0, 0]))
+    assert found == {1: [1, 1, 0], 2: [1, 0, 0], 3: [0.5]}
 
 
-def test_ensembles_are_different_draws_of_different_networks(monkeypatch):
-    """Each network is right about one picture only, so a draw of ten is right about ten."""
-    monkeypatch.setattr(accuracy_study, "DRAWS", 200)
-    table = torch.zeros(20, 20, 10)
-    table[range(20), range(20), 1] = 1.0
-    rows = accuracy_study.together(table, torch.ones(20, dtype=torch.int64))
-    assert {size: len(values) for size, values in rows.items()} == {
-        1: 20, 2: 190, 3: 200, 5: 200, 10: 200
-    }  # fmt: skip
-    assert all(value == size / 20 for size, values in rows.items() for value in values)
+def test_no_ensemble_is_drawn_twice(monkeypatch):
+    """Each network is right about pictures of its own, so many that every pair has another sum."""
+    monkeypatch.setattr(accuracy_study, "DRAWS", 27)  # of 28 pairs
+    monkeypatch.setattr(accuracy_study, "SIZES", (2,))
+    right = [1, 2, 5, 10, 16, 23, 33, 35]
+    table, start = torch.zeros(8, sum(right), 10), 0
+    for network, count in enumerate(right):
+        table[network, start : start + count, 1] = 1.0
+        start += count
+    drawn = accuracy_study.together(table, torch.ones(start, dtype=torch.int64))[2]
+    assert len(drawn) == len(set(drawn)) == 27
 
 
 def test_stored_errors_are_read_as_they_were_written(page, monkeypatch):
