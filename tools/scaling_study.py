@@ -78,8 +78,10 @@ def grow(path: str, way: str, share: list) -> dict:
         pictures.div_(255).sub_(utils.MEAN).div_(utils.STD)
         del images
     optimizer, seconds = utils.new_optimizer(model), []
-    order = torch.randperm(len(labels) // world) + rank * (len(labels) // world)
-    for batch in itertools.islice(itertools.cycle(order.split(128)), max(STEPS_TIMED, len(order) // 128)):
+    size = len(labels) // world
+    order = (torch.randperm(size) + rank * size).split(128)
+    # At least a pass, so that all pictures of the share are touched; only some steps train.
+    for batch in itertools.islice(itertools.cycle(order), max(STEPS_TIMED, len(order))):
         start = time.perf_counter()
         if way == "float32":
             batch = pictures[batch], torch.from_numpy(labels[batch].astype("int64"))
@@ -111,7 +113,8 @@ def measure_growth(_) -> dict:
             what = json.dumps([str(Path(folder, f"{times:.2f}.idx")), way, share])
             command = [sys.executable, "-m", "tools.scaling_study", "--child", what]
             done = subprocess.run(command, cwd=utils.ROOT, check=True, stdout=subprocess.PIPE)
-            rows.setdefault((round(60_000 * times), way, share[1]), []).append(json.loads(done.stdout))
+            key = round(60_000 * times), way, share[1]
+            rows.setdefault(key, []).append(json.loads(done.stdout))
     names = ("pictures", "way", "share")
     return {"date": studies.today(), "provenance": studies.provenance(threads=1), "rows": [
         dict(zip(names, key)) | {k: statistics.median(m[k] for m in found) for k in found[0]}
