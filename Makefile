@@ -18,7 +18,7 @@ help:
 	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth; 9 min"
 	@echo "make all      the same with every notebook; 20 minutes"
 	@echo "make test     unit tests, and every notebook with its outputs compared; 23 minutes"
-	@echo "make check    unit tests alone, under a minute"
+	@echo "make check    unit tests alone; 2 to 3 minutes"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
 	@echo "make bench    the speed tables of notebook 07, measured anew; about 6 minutes"
