@@ -21,7 +21,7 @@ help:
 	@echo "make check    unit tests alone; 2 to 3 minutes"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
-	@echo "make bench    the speed tables of notebook 07, measured anew; about 6 minutes"
+	@echo "make bench    the times of notebook 07, measured on this machine and stored; half an hour"
 	@echo "make study    many seeds of everything, for notebooks 03, 07, 08 and 09; about twelve hours"
 	@echo "make fuzz     100,000 made-up and damaged IDX files against the parser"
 	@echo "make data     only find or download MNIST; make fashion: Fashion-MNIST, too"
@@ -94,7 +94,7 @@ study: .venv/run.stamp fashion
 	@$(PY) -m tools.scaling_study
 
 bench: .venv/run.stamp data
-	@$(PY) -m tools.bench
+	@$(PY) -m tools.speed_study speed race
 
 standalone: .venv/copy.stamp
 	@$(PY) -m tools.standalone $(if $(KAGGLE_USER),"--kaggle-user=$(KAGGLE_USER)")

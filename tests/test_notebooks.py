@@ -16,9 +16,6 @@ import utils
 
 NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[!.]*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-LONG_CELLS = {"07_speed"}  # to be shortened
-SITTINGS = [path for path in NOTEBOOKS if path.stem not in LONG_CELLS]
-every_sitting = pytest.mark.parametrize("path", SITTINGS, ids=lambda path: path.stem)
 
 
 def code_cells(path):
@@ -88,7 +85,7 @@ def test_cells_are_short_and_lines_fit(path):
     for cell in code_cells(path):
         ast.parse(cell.source)
         lines = cell.source.splitlines()
-        assert len(lines) <= (40 if path.stem in LONG_CELLS else 25), cell.source
+        assert len(lines) <= 25, cell.source
         assert max(map(len, lines)) <= 100, cell.source
 
 
@@ -101,7 +98,7 @@ def test_output_lines_fit(path):
             assert [line for line in text.splitlines() if len(line) > 100] == []
 
 
-@every_sitting
+@every_notebook
 def test_a_notebook_is_one_sitting(path):
     cells = code_cells(path)
     assert len(prose(path).split()) <= 2_800
@@ -111,7 +108,7 @@ def test_a_notebook_is_one_sitting(path):
         assert max(map(len, cell.source.splitlines())) <= wide, cell.source
 
 
-@every_sitting
+@every_notebook
 def test_two_places_to_predict(path):
     """Where the reader commits to an answer before running the cell."""
     places = re.findall(r"^> \*\*Predict first\.\*\*", prose(path), re.MULTILINE)

@@ -1,12 +1,11 @@
 """Notebook 07 and its study: what is computed, never how long it took."""
 
-import contextlib
 import itertools
 import json
+import statistics
 import sys
-from dataclasses import replace
 
-import numpy as np
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,6 @@ from tools import notebook_code, speed_study
 @pytest.fixture(scope="module")
 def page():
     return speed_study.page()
-
-
-@pytest.fixture(scope="module")
-def every_setup(page):
-    return page.LADDER | page.RIVALS
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +34,32 @@ def study():
 # --------------------------------------------------------------- batches
 
 
-@pytest.mark.parametrize("name", ["whole batches", "smoothed labels", "peer"])
-def test_each_pass_has_every_picture_once(small, name, page, every_setup):
-    setup = replace(every_setup[name], batch_size=64)
-    stream = page.batches(setup, small, seed=0)
+@pytest.mark.parametrize("name", ["whole batches", "24 × 24 pixels", "peer"])
+def test_each_pass_has_every_picture_once(small, name, page):
+    setup = page.stack(speed_study.all_setups()[name], batch_size=64)
+    stream = setup.batches(small, 0, "cpu")
     passes = []
     for _ in range(2):
         seen = list(itertools.islice(stream, 8))
         assert [len(labels) for _, labels in seen] == [64] * 7 + [52]
         pictures = torch.cat([images for images, _ in seen])
         passes.append(pictures)
-        cut = slice(setup.border, 28 - setup.border)
-        wanted = small.images[..., cut, cut].flatten(1)
+        wanted = setup.prepare(torch.from_numpy(small.pixels)).flatten(1)
         assert torch.equal(pictures.flatten(1).unique(dim=0), wanted.unique(dim=0))
-    assert torch.equal(*passes) is not setup.shuffle  # a new order each time, or the file's
+    assert torch.equal(*passes) is (name == "peer")  # the file's order, or a new one each time
 
 
 def test_labels_belong_to_their_pictures(small, page):
-    images, labels = next(page.batches(page.FASTEST, small, seed=3))
+    images, labels = next(page.FASTEST.batches(small, 3, "cpu"))
     for image, label in zip(images[:20], labels[:20]):
         match = (small.images[..., 2:26, 2:26] == image).flatten(1).all(1).nonzero()[0]
         assert small.labels[match] == label
 
 
-def test_classic_data_path_gives_the_same_pictures(small, page):
-    images, labels = next(page.batches(page.LADDER["the usual way"], small, seed=0))
+@pytest.mark.parametrize("name", ["the usual way", "whole batches"])
+def test_both_data_paths_give_the_very_pictures_of_utils(small, name, page):
+    images, labels = next(page.LADDER[name].batches(small, 0, "cpu"))
+    assert len(labels) == 16 and images.dtype == torch.float32
     for image, label in zip(images, labels):
         match = (small.images == image).flatten(1).all(1).nonzero()[0]
         assert small.labels[match] == label
@@ -73,15 +68,22 @@ def test_classic_data_path_gives_the_same_pictures(small, page):
 # -------------------------------------------------------------- training
 
 
-def last_network(page, setup, data, seed):
-    *_, model = page.training(replace(setup, pictures=2_000), data, seed)
+def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "smoothed labels", "peer", "another network"])
-def test_a_seed_decides_everything(small, name, every_setup, page):
-    one, two, other = (last_network(page, every_setup[name], small, seed) for seed in (0, 0, 1))
-    assert torch.equal(one, two) and not torch.equal(one, other)
+@pytest.mark.parametrize(
+    "name", ["the usual way", "bfloat16", "one part a core", "first layer trained", "peer"]
+)
+def test_a_seed_decides_everything(small, name, page):
+    """Also when two trainings take turns."""
+    setup = (speed_study.all_setups() | page.ABLATIONS | page.IN_PARTS)[name]
+    setup = page.stack(setup, pictures=2_000)
+    alone = [list(map(weights, page.training(setup, small, seed)))[-1] for seed in (0, 1)]
+    in_turns = list(zip(page.training(setup, small, 0), page.training(setup, small, 1)))[-1]
+    assert not torch.equal(*alone)
+    for one, two in zip(alone, in_turns):
+        assert torch.equal(one, weights(two))
 
 
 @pytest.mark.parametrize("setting", [(5, 0.2), (0, 0.2), (100, 0.0), (100, 1.0)])
@@ -103,10 +105,10 @@ def test_one_cycle_rises_and_falls(page):
 
 
 def test_training_ends_where_the_schedule_ends(small, page):
-    setup = replace(page.FASTEST, pictures=1000, batch_size=64)
+    setup = page.stack(page.FASTEST, pictures=1000, batch_size=64)
     assert sum(1 for _ in page.training(setup, small, 0)) == 1000 // 64
-    constant = page.training(page.LADDER["batches of 128"], small, 0)
-    assert sum(1 for _ in itertools.islice(constant, 30)) == 30  # goes on
+    constant = page.training(page.LADDER["fused Adam"], small, 0)
+    assert sum(1 for _ in itertools.islice(constant, 70)) == 70  # goes on
 
 
 def test_recipe_in_the_ladder_is_the_recipe_of_utils(small, page):
@@ -114,7 +116,7 @@ def test_recipe_in_the_ladder_is_the_recipe_of_utils(small, page):
     setup = page.LADDER["fused Adam"]
     model = utils.new_model(5)
     optimizer = utils.new_optimizer(model)
-    for images, labels in itertools.islice(page.batches(setup, small, 5), 20):
+    for images, labels in itertools.islice(setup.batches(small, 5, "cpu"), 20):
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
@@ -123,24 +125,50 @@ def test_recipe_in_the_ladder_is_the_recipe_of_utils(small, page):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_only_what_a_rung_names_changes(page):
-    """Each rung differs from the one below it in a change of its own, and in no more than that."""
-    rungs = list(page.LADDER.values())
-    fields = [
-        {f for f in page.Setup.__dataclass_fields__ if getattr(a, f) != getattr(b, f)}
-        for a, b in itertools.pairwise(rungs)
-    ]
-    assert fields == [
-        {"per_image"}, {"channels_last"}, {"network"}, {"fused"}, {"batch_size", "lr"},
-        {"warm_up", "lr", "betas"}, {"bfloat16"}, {"border"}, {"muon"},
-        {"smoothing", "pictures"},
-    ]  # fmt: skip
+def test_a_rung_is_the_last_one_with_one_change(page):
+    """Each rung adds one class, which replaces one method or value, with its helper or its own."""
+    rungs = [type(setup) for setup in page.LADDER.values()]
+    for below, rung in itertools.pairwise(rungs):
+        added = [kind for kind in rung.__mro__ if kind not in below.__mro__]
+        replaced = {n for kind in added for n in vars(kind) if not n.startswith("__")}
+        one_thing = ({"batch_size", "rate"}, {"order", "batches"}, {"smoothing", "loss"},
+                     {"muon_rate", "optimizers"}, {"rate", "schedules"})  # fmt: skip
+        replaced -= {"pictures"}
+        assert len(replaced) == 1 or replaced in one_thing, rung
 
 
-def test_the_fastest_is_the_network_of_the_collection(page):
-    assert list(page.LADDER.values())[-1] == page.FASTEST
-    assert page.FASTEST.network is utils.MnistClassifier
-    assert list(page.FASTEST.network().state_dict()) == list(utils.MnistClassifier().state_dict())
+def test_one_part_a_core_gives_the_gradients_of_the_batch(small, page, monkeypatch):
+    images, labels = next(page.FASTEST.batches(small, 0, "cpu"))
+    found, in_parts = [], page.IN_PARTS["one part a core"]
+    for setup, parts in ((page.FASTEST, 1), (in_parts, 1), (in_parts, 2), (in_parts, 3)):
+        monkeypatch.setattr(page.UsualWay, "threads", parts)
+        monkeypatch.setattr(page, "has_bfloat16", lambda device: False)
+        torch.manual_seed(0)
+        model = setup.network(small)
+        setup.gradients(model, images, labels)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found.append(torch.cat([p.grad.flatten() for p in trained]))
+    for other in found[1:]:
+        assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+
+
+def test_the_fastest_is_the_network_of_the_collection(small, page):
+    network = page.FASTEST.network(small)
+    assert type(network) is utils.MnistClassifier
+    assert list(page.LADDER.values())[-1] is page.FASTEST
+
+
+def test_whitened_filters_answer_equally_strongly(train, page):
+    setup = page.LADDER["whitened first layer"]
+    model = setup.network(train)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters()} - {"conv1.weight", "conv1.bias"}
+    images = setup.prepare(torch.from_numpy(train.pixels[:1000]))
+    with torch.no_grad():
+        answers = F.conv2d(images, model.conv1.weight).transpose(0, 1).flatten(1)
+    covariance = 4 * torch.cov(answers[:8])
+    assert torch.allclose(covariance, torch.eye(8), atol=0.01)
+    assert torch.allclose(answers[8:], -answers[:8], atol=1e-5)
 
 
 # ------------------------------------------------------------------ Muon
@@ -153,7 +181,7 @@ def test_newton_schulz_keeps_directions_and_evens_out_sizes(shape, page):
     v, _ = torch.linalg.qr(torch.randn(shape[1], shape[0], generator=generator))
     sizes = torch.logspace(0, -1.3, shape[0])
     matrix = 7 * u @ torch.diag(sizes) @ v.T
-    result = page.newton_schulz((matrix @ matrix.T)[None])[0] @ matrix
+    result = page.newton_schulz((matrix @ matrix.T)[None], repeats=5)[0] @ matrix
     inside = u.T @ result @ v  # diagonal, if the directions were kept
     assert torch.allclose(inside, torch.diag(inside.diagonal()), atol=1e-3)
     assert inside.diagonal().min() > 0.6 and inside.diagonal().max() < 1.25
@@ -189,44 +217,26 @@ def test_muon_survives_a_gradient_of_zero(page):
     assert torch.equal(weight, torch.ones(4, 5))
 
 
-# ----------------------------------------------------- counting, growing
+# ------------------------------------------------------ counting, timing
 
 
-def test_operations_by_hand(page):
-    whole, layers = page.operations(page.FASTEST)
+def test_operations_by_hand(train, page):
     by_hand = {
-        "conv1": 2 * 24 * 24 * 16 * 9, "conv2": 2 * 12 * 12 * 32 * 144,
-        "conv3": 2 * 6 * 6 * 64 * 288, "fc1": 2 * 576 * 64, "fc2": 2 * 64 * 10,
+        "conv1": 2 * 28 * 28 * 16 * 9, "conv2": 2 * 14 * 14 * 32 * 144,
+        "conv3": 2 * 7 * 7 * 64 * 288, "fc1": 2 * 576 * 64, "fc2": 2 * 64 * 10,
     }  # fmt: skip
-    assert layers == by_hand
+    whole, layers = page.operations(page.LADDER["fused Adam"], train)
+    assert layers == list(by_hand.values())
     assert whole == 3 * sum(by_hand.values()) - by_hand["conv1"]
+    whole, layers = page.operations(page.FASTEST, train)
+    assert layers[1] == 2 * 12 * 12 * 32 * 144
+    assert whole == 3 * sum(layers) - 2 * layers[0] - layers[1]
 
 
-def test_bytes_give_the_very_numbers(train, page):
-    index = torch.tensor([5, 0, 59_999])
-    images = page.ByteImages(torch.from_numpy(train.pixels))
-    assert torch.equal(images[index], train.images[index])
-    assert torch.equal(images[3:6], train.images[3:6])
-
-
-@pytest.mark.parametrize("as_bytes", [False, True])
-@pytest.mark.parametrize("times", [1 / 6, 1, 2.5])
-def test_repeated_data(train, times, as_bytes, page):
-    data = page.repeated(train, times, as_bytes)
-    assert len(data.labels) == round(60_000 * times)
-    size = 1 if as_bytes else 4
-    assert data.images.nbytes == len(data.labels) * 784 * size
-    assert torch.equal(data.images[:5], train.images[:5])
-    if times > 1:  # the second copy is shifted by one pixel to the right
-        second = data.images[60_000:60_003]
-        assert torch.equal(second[..., 1:], train.images[:3, ..., :-1])
-        assert torch.equal(data.labels[60_000:60_003], train.labels[:3])
-
-
-def test_accuracy_is_that_of_evaluate(page):
-    test, model = utils.load_mnist("test"), utils.new_model(0)
+def test_accuracy_is_that_of_evaluate(test, page):
+    model = utils.new_model(0)
     expected = utils.evaluate(model, utils.make_loader(test, 500))[1]
-    assert page.accuracy(page.Setup(), model, test) == pytest.approx(expected)
+    assert page.accuracy(page.LADDER["fused Adam"], model, test) == pytest.approx(expected)
 
 
 def test_interleave_takes_turns(page):
@@ -236,102 +246,116 @@ def test_interleave_takes_turns(page):
     assert [len(values) for values in times.values()] == [3, 3]
 
 
-def test_pictures_needed(page):
-    runs = {
-        "test: fused Adam": {"accuracy": [[0.98, 0.991, 0.98], [0.98, 0.991, 0.999]]},
-        "test: batches of 128": {"accuracy": [[0.9, 0.9], [0.9, 0.99]]},
-        "test: Muon": {"accuracy": [[0.99], [0.992]]},
-    }
-    ladder = page.LADDER
-    for name in ("the usual way", "fused Adam"):
-        assert page.pictures_needed(name, ladder[name], runs) == 120_000
-    name = "batches of 128"
-    assert np.isnan(page.pictures_needed(name, ladder[name], runs))
-    assert page.pictures_needed("Muon", ladder["Muon"], runs) == ladder["Muon"].pictures
-    assert np.isnan(page.pictures_needed("Muon", ladder["Muon"], runs, wanted=0.995))
-
-
 # ------------------------------------------------------------- the study
 
 
-def test_study_is_of_these_setups(study):
+def test_study_is_of_these_setups(study, page):
     """Whoever changes a rung has to measure it again."""
-    runs = study["accuracy"]["runs"]
-    for (part, name), setup in speed_study.accuracy_jobs().items():
-        stored = runs[f"{part}: {name}"]
-        assert stored["setup"] == repr(setup), f"{part}: {name}"
-        assert len(stored["accuracy"]) >= 10
-        assert all(0.9 < score < 1 for scores in stored["accuracy"] for score in scores)
-    assert len(runs) == len(speed_study.accuracy_jobs())
+    for part, setups, key in (
+        ("setups", speed_study.to_train(), "test"), ("ablations", page.ABLATIONS, "validation"),
+    ):  # fmt: skip
+        rows = study["accuracy"][part]
+        assert list(rows) == list(setups)
+        for name, setup in setups.items():
+            assert rows[name]["setup"] == speed_study.described(setup), name
+            assert len(rows[name][key]) == 20 and min(rows[name][key]) > 0.9
+    timed = speed_study.all_setups() | page.ABLATIONS | page.IN_PARTS
+    for part, setups in (
+        ("speed", timed),
+        ("race", page.RECIPE | page.RACERS),
+        ("gpu", page.RACERS),
+    ):
+        for run in study[part].values():
+            assert run["setups"] == speed_study.about(setups)["setups"]
 
 
-def test_study_is_whole_and_says_where_it_comes_from(study, page, every_setup):
-    assert set(study) == {"accuracy", *speed_study.PARTS}
-    for part in study.values():
-        assert set(part["provenance"]) == {"processor", "threads", "python", "torch", "numpy"}
-        assert part["date"] >= "2026"
-    assert set(study["ladder"]["seconds"]) == set(every_setup | speed_study.ablations())
-    assert set(study["contest"]) > {"fastest", *page.RIVALS}
+@pytest.mark.parametrize("change", ["rate", "step", "length"])
+def test_a_changed_setup_is_described_otherwise(change, page, monkeypatch):
+    before = speed_study.described(page.FASTEST)
+    if change == "rate":
+        assert speed_study.described(page.stack(page.FASTEST, rate=0.5)) != before
+    elif change == "step":
+        monkeypatch.setattr(page, "newton_schulz", lambda grams, repeats=4: grams)
+        assert speed_study.described(page.FASTEST) != before
+    else:  # it has a place of its own
+        assert speed_study.described(page.stack(page.FASTEST, pictures=10)) == before
+
+
+def test_lengths_are_those_of_the_rule(study, page):
+    """The shortest on the grid that passes; the one before it does not."""
+    cells = nbformat.read(utils.ROOT / "notebooks" / "07_speed.ipynb", as_version=4).cells
+    assert any(f"THRESHOLD = {speed_study.THRESHOLD}\n" in cell.source for cell in cells)
+    for name, setup in speed_study.to_train().items():
+        row = study["accuracy"]["setups"][name]
+        means = {int(n): statistics.mean(values) for n, values in row["tried"].items()}
+        passed = {n: mean >= speed_study.THRESHOLD for n, mean in means.items()}
+        assert setup.pictures == row["pictures"] == row["tested"], name
+        if name not in page.PEERS:
+            assert passed[setup.pictures], name
+            place = speed_study.GRID.index(setup.pictures)
+            assert place == 0 or not passed[speed_study.GRID[place - 1]], name
+
+
+def test_study_says_where_it_comes_from(study):
+    assert set(study) == set(speed_study.PARTS)
+    for part in ("speed", "race", "gpu"):
+        for run in study[part].values():
+            assert set(run["provenance"]) == {"processor", "threads", "python", "torch", "numpy"}
+            assert run["date"] >= "2026"
 
 
 @pytest.mark.slow
-def test_one_stored_accuracy_can_be_had_again(study, train, page):
+def test_one_stored_accuracy_can_be_had_again(study, train, test, page):
     """Training with a seed of the study gives about the stored accuracy, also on other machines."""
-    *_, model = page.training(page.FASTEST, train, seed=0)
-    again = page.accuracy(page.FASTEST, model, utils.load_mnist("test"))
-    stored = study["accuracy"]["runs"]["test: smoothed labels"]["accuracy"]
-    assert abs(again - np.mean(stored)) < 0.004
+    *_, model = page.training(page.FASTEST, train, seed=100)
+    again = page.accuracy(page.FASTEST, model, test)
+    stored = study["accuracy"]["setups"]["24 × 24 pixels"]["test"]
+    assert abs(again - stored[0]) < 0.003
 
 
-def run_study(monkeypatch, tmp_path, *arguments, broken=()):
-    """Run the study with measurements that take no time; parts in ``broken`` raise."""
-    calls = []
-
-    def fake(part):
-        def measure(*_):
-            calls.append(part)
-            if part in broken:
-                raise InterruptedError
-            jobs = {f"{kind}: {name}": 0 for kind, name in speed_study.accuracy_jobs()}
-            return jobs if part == "accuracy" else {"value": part}
-
-        return measure
-
-    monkeypatch.setenv("MNIST_OUTPUT_DIR", str(tmp_path))
-    monkeypatch.setattr(utils, "ROOT", tmp_path)
-    monkeypatch.setattr(speed_study, "RESULT", tmp_path / "07_study.json")
-    monkeypatch.setattr(speed_study, "measure_accuracy", fake("accuracy"))
-    monkeypatch.setattr(speed_study, "PARTS", {part: fake(part) for part in speed_study.PARTS})
-    monkeypatch.setattr(sys, "argv", ["speed_study.py", *arguments])
-    # The switch would stay on in the process of all tests, and test_idx reads denormal numbers.
-    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: calls.append("denormals"))
-    with contextlib.suppress(InterruptedError):
-        speed_study.main()
-    assert calls.pop(0) == "denormals"  # before anything is measured
-    return calls
+# -------------------------------------------------------------- the rule
 
 
-def test_study_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
-    result, partial = tmp_path / "07_study.json", tmp_path / "speed_study.json"
-    assert run_study(monkeypatch, tmp_path, broken=["growth"])[-1] == "growth"
-    assert not result.exists() and partial.exists()
-    again = run_study(monkeypatch, tmp_path)
-    assert again == ["accuracy", "growth", "switches"]  # accuracy looks for missing seeds itself
-    assert result.exists() and not partial.exists()
-    content = json.loads(result.read_text(encoding="utf-8"))
-    assert content["growth"]["value"] == "growth"
-    assert run_study(monkeypatch, tmp_path, "ladder") == ["ladder"]  # one part anew
-    assert json.loads(result.read_text(encoding="utf-8"))["contest"] == content["contest"]
+@pytest.fixture
+def rule(monkeypatch):
+    """Return the length that the rule finds where accuracy depends on the length as given."""
+    NAME = "Muon"
+
+    def find(accuracy, row=None):
+        rows, looks = {NAME: row} if row else {}, []
+
+        def scores(self, part, name, pictures, seeds=None):
+            looks.append((part, pictures))
+            return [accuracy(pictures)] * 20
+
+        monkeypatch.setattr(speed_study.Accuracies, "scores", scores)
+        speed_study.Accuracies(None, rows, lambda: None).measure(NAME)
+        return rows[NAME], looks
+
+    return find
+
+
+def test_rule_takes_the_shortest_that_passes_and_looks_at_the_test_set_once(rule):
+    row, looks = rule(lambda pictures: 0.99 if pictures >= 26_000 else 0.98)
+    assert row["pictures"] == 27_000
+    assert [look for look in looks if look[0] == "test"] == [("test", 27_000)] == looks[-1:]
+    again, looks = rule(lambda pictures: 1 / 0, row)
+    assert again["pictures"] == 27_000 and not looks  # everything is there
+
+
+def test_rule_measures_a_changed_setup_anew(rule):
+    row, _ = rule(lambda pictures: 0.99)
+    changed, looks = rule(lambda pictures: 0.98, row | {"setup": "other"})
+    assert changed["pictures"] is None and looks  # it never passes, and is not tested
+    assert all(part == "validation" for part, _ in looks)
 
 
 def test_study_refuses_an_unknown_part(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["speed_study.py", "laddr"])
-    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: None)
     with pytest.raises(SystemExit) as refused:
         speed_study.main()
     assert refused.value.code == 2
-    message = "expected accuracy, ladder, contest, growth, switches, found laddr"
-    assert message in capsys.readouterr().err
+    assert "expected accuracy, speed, race, gpu, found laddr" in capsys.readouterr().err
 
 
 def test_definitions_need_the_tag():

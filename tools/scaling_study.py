@@ -32,7 +32,6 @@ import torch
 import utils
 from tools import studies
 from tools.notebook_code import definitions
-from tools.speed_study import peak_memory
 
 RESULT = utils.ROOT / "notebooks" / "09_study.json"
 PARTIAL = utils.output_dir() / "scaling_study.json"
@@ -65,6 +64,12 @@ def measure_timings() -> dict:
 
 
 # ----------------------------------------------------------------- growth
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: VmHWM, since ru_maxrss begins with the peak of the parent process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def grow(path: str, way: str, share: list, steps: int = 150) -> dict:

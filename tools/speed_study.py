@@ -1,29 +1,24 @@
 """Measure what notebook 07 shows, and store it with its provenance.
 
-    python -m tools.speed_study                    everything
-    python -m tools.speed_study ladder growth      these parts of it, anew
+    python -m tools.speed_study                 everything
+    python -m tools.speed_study speed race      these parts of it
 
-The parts: accuracy (ten seeds of every rung, about 25 minutes on two quiet CPU cores), ladder
-(the speed of every rung, all in turns), contest (whole trainings, in turns), growth, switches
-(denormal numbers, compilation, one thread). Each is kept in outputs/ as soon as it is done, so
-a study that was stopped goes on with the same command; when no part is missing, the result
-goes to notebooks/07_study.json. Needs Linux for the part growth.
+The parts: accuracy (the length of every training by the rule of the notebook, then the test
+set; resumable; processes of one thread each share the trainings), speed (all rungs in turns),
+race (whole trainings in turns) and gpu (the notebook's race on a GPU; left out where
+there is none). Speed and race are kept for each kind of processor. What is done is stored at
+once in notebooks/07_study.json.
 """
 
 import argparse
+import bisect
 import functools
-import itertools
-import json
-import os
+import hashlib
+import inspect
+import re
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
@@ -32,20 +27,19 @@ from tools import studies
 from tools.notebook_code import definitions
 
 RESULT = utils.ROOT / "notebooks" / "07_study.json"
-SEEDS, VALIDATION = 10, 10_000
-MOST_PASSES = {16: 8, 128: 6}  # where the learning rate is constant, by batch size
-ROUNDS, CONTEST_ROUNDS = 40, 10
-PEERS = {"peer", "peer, our switches"}  # taken as they are: nothing is chosen for them
-SIZES, BATCH_SIZES = (1 / 6, 1, 4, 12), (1, 4, 16, 64, 256, 1024, 4096)
+VALIDATION, THRESHOLD = 10_000, 0.9893
+SEEDS, FRESH_SEEDS, OTHER_SEEDS = range(20), range(100, 120), range(300, 320)
+# The lengths that are tried, in thousands of pictures: the numbers of the series E24.
+GRID = [10, 11, 12, 13, 15, 16, 18, 20, 22, 24, 27, 30, 33, 36, 39, 43, 47, 51, 56, 62, 68, 75]
+GRID = [1000 * n for n in [*GRID, 82, 91, 100, 110, 120]]
+NUMBERS = ("batch_size", "rate", "smoothing", "muon_rate")  # that a setup may have
+ROUNDS, RACES, LONG_RACES = 40, 10, 1
 
 
 @functools.cache
 def page():
     """What notebook 07 defines."""
     return definitions("07_speed")
-
-
-# --------------------------------------------------------------- accuracy
 
 
 def split_off(data, held_out: int) -> list[utils.MNISTDataset]:
@@ -55,252 +49,156 @@ def split_off(data, held_out: int) -> list[utils.MNISTDataset]:
     return [utils.MNISTDataset(data.pixels[p], labels[p]) for p in map(torch.Tensor.numpy, parts)]
 
 
-def accuracy_jobs() -> dict:
-    """All (part, name) to setups. Rungs that differ in speed alone share the accuracy of one."""
-    scheduled = {name: s for name, s in page().LADDER.items() if s.warm_up} | page().RIVALS
-    constant = {name: page().LADDER[name] for name in ("fused Adam", "batches of 128")}
-    shorter = {
-        f"{name}, shorter": replace(s, pictures=s.pictures * 5 // 6)
-        for name, s in scheduled.items() if s.pictures < 60_000 and name not in PEERS
-    }  # fmt: skip
-    validation = scheduled | shorter | ablations()
-    jobs = {("validation", name): s for name, s in validation.items() if name not in PEERS}
-    return jobs | {("test", name): s for name, s in (scheduled | constant).items()}
+def described(setup) -> str:
+    """Return a sum of the code that the accuracy comes from, whatever its layout and comments."""
+    functions = [page().training, page().one_cycle, page().newton_schulz]
+    for kind in (page().Muon, *type(setup).__mro__):
+        functions += [value for value in vars(kind).values() if inspect.isfunction(value)]
+    code = [re.sub(r"#.*|\s", "", inspect.getsource(function)) for function in functions]
+    code += [f"{name} = {getattr(setup, name, None)}" for name in NUMBERS]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:16]
 
 
-def ablations() -> dict:
-    return {name: replace(page().FASTEST, **change) for name, change in page().ABLATIONS.items()}
+def all_setups() -> dict:
+    return page().LADDER | page().PEERS
 
 
-def train_and_score(setup, train, test, seed) -> list[float]:
-    """Return the accuracy after each pass, or after the end of a one-cycle schedule."""
-    if setup.warm_up:
-        *_, model = page().training(setup, train, seed)
-        return [page().accuracy(setup, model, test)]
-    steps = -(-len(train.labels) // setup.batch_size)
-    most = MOST_PASSES[setup.batch_size]
-    passes = itertools.islice(page().training(setup, train, seed), steps - 1, None, steps)
-    return [page().accuracy(setup, model, test) for model in itertools.islice(passes, most)]
+def to_train() -> dict:
+    """Return the setups that end: the others are the recipe, which notebook 03 has studied."""
+    return {name: setup for name, setup in all_setups().items() if setup.pictures}
+
+
+# --------------------------------------------------------------- accuracy
 
 
 @functools.cache
-def accuracy_data() -> dict:
-    train, test = utils.load_mnist("train"), utils.load_mnist("test")
-    return {"test": (train, test), "validation": split_off(train, VALIDATION)}
+def accuracy_data(part: str) -> tuple:
+    train = utils.load_mnist("train")
+    return (train, utils.load_mnist("test")) if part == "test" else split_off(train, VALIDATION)
 
 
-def score(part: str, name: str, seed: int) -> list[float]:
-    """In a process of its own, on one thread, so that two of them fill two cores."""
+def score(part: str, name: str, pictures: int, seed: int) -> float:
+    """Train in a process of its own; return the accuracy at the end."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    return train_and_score(accuracy_jobs()[part, name], *accuracy_data()[part], seed)
+    torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions: as exact as a CPU's
+    train, held_out = accuracy_data(part)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    setup = page().stack((all_setups() | page().ABLATIONS)[name], pictures=pictures)
+    *_, model = page().training(setup, train, seed, device)
+    return page().accuracy(setup, model, held_out)
 
 
-def measure_accuracy(stored: dict, save) -> dict:
-    setups, runs = accuracy_jobs(), {}
-    missing = [
-        (part, name, seed)
-        for (part, name), setup in setups.items() for seed in range(SEEDS)
-        if stored.get(f"{part}: {name}", {}).get("setup") != repr(setup)
-    ]  # fmt: skip
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(score, *job): job for job in missing}
-        for future in as_completed(jobs):
-            part, name, seed = jobs[future]
-            runs.setdefault((part, name), {})[seed] = future.result()
-            if len(runs[part, name]) == SEEDS:
-                scores = [runs[part, name][s] for s in range(SEEDS)]
-                stored[f"{part}: {name}"] = {"setup": repr(setups[part, name]), "accuracy": scores}
-                means = [f"{100 * statistics.mean(column):.3f}" for column in zip(*scores)]
-                print(f"{part:11} {name:32} {' '.join(means)} %", flush=True)
-                save()
-    wanted = {f"{part}: {name}" for part, name in setups}
-    return {name: stored[name] for name in stored if name in wanted}
+class Accuracies:
+    """What is measured, kept as it comes in ``rows``: each setup's lengths and accuracies."""
+
+    def __init__(self, pool, rows: dict, save):
+        self.pool, self.rows, self.save = pool, rows, save
+
+    def scores(self, part: str, name: str, pictures: int, seeds=SEEDS) -> list[float]:
+        """Return the accuracies of all seeds."""
+        jobs = [self.pool.submit(score, part, name, pictures, seed) for seed in seeds]
+        return [job.result() for job in jobs]
+
+    def passes_threshold(self, name: str, pictures: int) -> bool:
+        tried = self.rows[name]["tried"]
+        if str(pictures) not in tried:
+            tried[str(pictures)] = self.scores("validation", name, pictures)
+            self.save()
+        mean = statistics.mean(tried[str(pictures)])
+        print(f"{name:26} {pictures:7,} {100 * mean:.3f} %", flush=True)
+        return mean >= THRESHOLD
+
+    def measure(self, name: str) -> None:
+        """Find the length by the rule, then look at the test set."""
+        setup = to_train()[name]
+        row = self.rows.setdefault(name, {})
+        if row.get("setup") != described(setup):
+            row.clear()
+            row |= {"setup": described(setup), "device": device(), "tried": {}}
+        if name in page().PEERS:  # as it was published
+            row["pictures"] = setup.pictures
+            self.passes_threshold(name, setup.pictures)
+        elif "pictures" not in row:
+            length = bisect.bisect_left(GRID, True, key=lambda n: self.passes_threshold(name, n))
+            row["pictures"] = GRID[length] if length < len(GRID) else None
+        self.save()
+        if row["pictures"] and row.get("tested") != row["pictures"]:
+            row["test"] = self.scores("test", name, row["pictures"], FRESH_SEEDS)
+            row["tested"] = row["pictures"]
+            print(f"{name:26} {row['pictures']:7,} test {100 * statistics.mean(row['test']):.3f} %")
+            self.save()
 
 
-# -------------------------------------------------- times, all interleaved
+def measure_accuracy(study: dict, save, processes: int) -> None:
+    old = study.get("accuracy", {})
+    study["accuracy"] = {"setups": {}, "ablations": {}}
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        accuracies = Accuracies(pool, study["accuracy"]["setups"], save)
+        for name in to_train():
+            accuracies.rows[name] = old.get("setups", {}).get(name, {})
+            accuracies.measure(name)
+        length = accuracies.rows[list(page().LADDER)[-1]]["pictures"]
+        if not length:
+            raise SystemExit("The last rung passes the threshold with no length of the grid.")
+        for name, setup in page().ABLATIONS.items():
+            row = old.get("ablations", {}).get(name, {})
+            wanted = {"setup": described(setup), "device": device(), "pictures": length}
+            if not wanted.items() <= row.items():
+                values = accuracies.scores("validation", name, length, OTHER_SEEDS)
+                row = wanted | {"validation": values}
+            study["accuracy"]["ablations"][name] = row
+            print(f"{name:26} {100 * statistics.mean(row['validation']):.3f} %", flush=True)
+            save()
 
 
-def measure_ladder() -> dict:
+# ------------------------------------------------------------------ times
+
+
+def measure_speed(study: dict, *_) -> None:
     """Seconds of training for 60,000 pictures, from slices of well under a second in turns."""
-    data, setups = utils.load_mnist("train"), page().LADDER | page().RIVALS | ablations()
-    return {
-        "seconds": page().seconds_per_pass(setups, data, ROUNDS),
+    setups = all_setups() | page().ABLATIONS | page().IN_PARTS
+    study.setdefault("speed", {})[processor()] = about(setups) | {
         "peak": page().matmul_peak(),
+        "seconds": page().seconds_per_pass(setups, utils.load_mnist("train"), ROUNDS),
     }
 
 
-def measure_contest() -> dict:
-    """Whole trainings in turns: seconds and test accuracy of each, seed by seed."""
+def race(groups: dict, device="cpu") -> dict:
+    """Whole trainings in turns: each group's setups, with so many seeds."""
     train, test = utils.load_mnist("train"), utils.load_mnist("test")
-    return page().contest(
-        {"fastest": page().FASTEST} | page().RIVALS, train, test, range(CONTEST_ROUNDS)
-    )
+    every = {name: setup for setups, _ in groups.values() for name, setup in setups.items()}
+    return about(every) | {
+        name: page().race(setups, train, test, range(seeds), device)
+        for name, (setups, seeds) in groups.items()
+    }
 
 
-# ----------------------------------------------------------------- growth
+def measure_race(study: dict, *_) -> None:
+    groups = {"rivals": (page().RACERS, RACES), "recipe": (page().RECIPE, LONG_RACES)}
+    study.setdefault("race", {})[processor()] = race(groups)
 
 
-class Measurement:
-    """Work in a process of its own, so that its memory and its switches are its own."""
-
-    def __init__(self, environment=None, **wanted):
-        command = [sys.executable, "-m", "tools.speed_study", "--child", json.dumps(wanted)]
-        self.process = subprocess.Popen(
-            command, cwd=utils.ROOT, env=os.environ | (environment or {}), stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, encoding="utf-8", bufsize=1,
-        )  # fmt: skip
-
-    def time_slice(self) -> float:
-        """Let it do a slice of its work; return the seconds that took."""
-        print("go", file=self.process.stdin)
-        return float(self.process.stdout.readline())
-
-    def end(self) -> dict:
-        """Return what it has to say in the end."""
-        printed, _ = self.process.communicate()
-        if self.process.returncode:
-            raise SystemExit("a process of the study failed: see its message above")
-        return json.loads(printed.splitlines()[-1])
+def measure_gpu(study: dict, *_) -> None:
+    if torch.cuda.is_available():
+        study.setdefault("gpu", {})[device()] = race({"rivals": (page().RACERS, RACES)}, "cuda")
 
 
-def slices_on_request(do_a_slice) -> int:
-    """In the process: do a slice for each line that comes in, print its seconds; count them."""
-    count = 0
-    for count, _ in enumerate(sys.stdin, 1):  # noqa: B007
-        start = time.perf_counter()
-        do_a_slice()
-        print(time.perf_counter() - start, flush=True)
-    return count
+def device() -> str:
+    """Return what the accuracies come from."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
 
 
-def forget_peak() -> None:
-    """Let the peak of this process's memory begin with what it holds now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def processor() -> str:
+    """Return the kind of processor, and what its times depend on most."""
+    natively = page().has_bfloat16(torch.device("cpu"))
+    return f"{studies.processor()} {'with' if natively else 'without'} bfloat16"
 
 
-def peak_memory() -> int:
-    """Bytes at the peak: VmHWM, since ru_maxrss begins with the peak of the parent process."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def grow(times: float, batch_size: int, as_bytes: bool = True) -> dict:
-    """In a process: train on the training set repeated with small shifts, slice by slice."""
-    import resource  # which Windows has not
-
-    data = page().repeated(utils.load_mnist("train"), times, as_bytes)
-    run = page().training(
-        replace(page().FASTEST, batch_size=batch_size, pictures=10**9), data, seed=0
-    )
-    steps = max(1, 768 // batch_size)
-    next(run)
-    forget_peak()  # preparing the data took more than training on it does
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    turns = slices_on_request(lambda: [next(run) for _ in range(steps)])
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return {
-        "pictures": len(data.labels), "steps_a_slice": steps, "data": data.images.nbytes,
-        "peak": peak_memory(), "faults_a_step": faults / (turns * steps),
-    }  # fmt: skip
-
-
-def grow_in_turns(wanted: list[dict], rounds: int) -> list[dict]:
-    measurements = [Measurement(**settings) for settings in wanted]
-    seconds = [[measurement.time_slice() for measurement in measurements] for _ in range(rounds)][
-        1:
-    ]  # 1: warm-up
-    rows = []
-    for settings, measurement, values in zip(wanted, measurements, zip(*seconds)):
-        row = settings | measurement.end() | {"step": statistics.median(values)}
-        row["step"] /= row["steps_a_slice"]
-        rows.append({key: value for key, value in row.items() if key != "environment"})
-        print(rows[-1], flush=True)
-    return rows
-
-
-def measure_growth() -> dict:
-    sizes = [
-        {"times": times, "batch_size": page().FASTEST.batch_size, "as_bytes": as_bytes}
-        for times, as_bytes in itertools.product(SIZES, (False, True))
-    ]
-    # glibc gives large blocks back to the system and asks for new ones, every step; with these
-    # settings it keeps them.
-    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-    batches = [
-        {"times": 1, "batch_size": size, "environment": environment}
-        for size, environment in itertools.product(BATCH_SIZES, ({}, keep))
-    ]
-    by_batch = grow_in_turns(batches, 16)
-    for number, row in enumerate(by_batch):
-        row["memory_kept"] = number % 2 == 1
-    return {"sizes": grow_in_turns(sizes, 60), "batch_sizes": by_batch}
-
-
-# --------------------------------------------------------------- switches
-
-
-def measure_switches() -> dict:
-    with tempfile.TemporaryDirectory() as empty:  # or an earlier compilation would be found
-        compiled = Measurement({"TORCHINDUCTOR_CACHE_DIR": empty}, switch="compile").end()
-    return {"compile": compiled, "threads": Measurement(switch="threads").end(),
-            "denormals": measure_denormals()}  # fmt: skip
-
-
-def measure_denormals() -> list[dict]:
-    """Two processes, one with the switch set, take turns; the seconds of each slice of both."""
-    measurements = {name: Measurement(switch="denormals", flush=name == "flushed")
-                for name in ("kept", "flushed")}  # fmt: skip
-    rows = []
-    for number in range(1, 41):  # five passes of 60,000 pictures in 40 slices
-        turns = {name: measurement.time_slice() for name, measurement in measurements.items()}
-        rows.append({"pictures": 7_500 * number} | turns)
-    for measurement in measurements.values():
-        measurement.end()
-    return rows
-
-
-def turn_denormals(flush: bool) -> dict:
-    torch.set_flush_denormal(flush)
-    data = utils.load_mnist("train")
-    setup = replace(page().LADDER["batches of 128"], batch_size=60)
-    run = page().training(setup, data, seed=0)
-    slices_on_request(lambda: [next(run) for _ in range(7_500 // setup.batch_size)])
-    return {}
-
-
-def turn_threads() -> dict:
-    """The last rung and the recipe on one thread and on all, in turns."""
-    data, count, result = utils.load_mnist("train"), torch.get_num_threads(), {}
-    for name in ("fused Adam", "smoothed labels"):
-        function, pictures = page().slices(page().LADDER[name], data)
-
-        def limited(threads, function=function):
-            torch.set_num_threads(threads)
-            function()
-
-        times = page().interleave({str(n): (lambda n=n: limited(n)) for n in (1, count)}, ROUNDS)
-        result[name] = {n: [60_000 / pictures * t for t in values] for n, values in times.items()}
-    return result
-
-
-def turn_compilation() -> dict:
-    """How long torch.compile takes for the last rung's network, and what it saves."""
-    data, last = utils.load_mnist("train"), page().FASTEST
-    compiled = replace(last, network=lambda: torch.compile(last.network()))
-    try:
-        start = time.perf_counter()
-        next(page().training(compiled, data, seed=0))
-        first = time.perf_counter() - start
-    except Exception as error:
-        return {"failed": f"{type(error).__name__}: {str(error).strip()[:200]}"}
-    setups = {"eager": last, "compiled": compiled}
-    return {"first_step": first, "seconds": page().seconds_per_pass(setups, data, ROUNDS)}
-
-
-def run_child(wanted: dict) -> None:
-    switches = {"compile": turn_compilation, "threads": turn_threads, "denormals": turn_denormals}
-    print(json.dumps(switches.get(wanted.pop("switch", None), grow)(**wanted)))
+def about(setups: dict) -> dict:
+    """Return where and when, and what was timed: the setups and their lengths."""
+    timed = {name: f"{described(s)}, {s.pictures} pictures" for name, s in setups.items()}
+    provenance = studies.provenance(page().UsualWay.threads)
+    return {"date": studies.today(), "provenance": provenance, "setups": timed}
 
 
 # ------------------------------------------------------------------- main
@@ -315,50 +213,23 @@ def rounded(value):
     return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-PARTS = {"ladder": measure_ladder, "contest": measure_contest, "growth": measure_growth,
-         "switches": measure_switches}  # fmt: skip
+PARTS = {"accuracy": measure_accuracy, "speed": measure_speed, "race": measure_race,
+         "gpu": measure_gpu}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(["accuracy", *PARTS]))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="for accuracy")
     arguments = parser.parse_args()
-    # As notebook 07 does, before the first computation; not on import, which would change how
-    # whoever imports this reads denormal numbers.
-    torch.set_flush_denormal(True)
-    if arguments.child:
-        return run_child(json.loads(arguments.child))
-    if unknown := set(arguments.parts) - {"accuracy", *PARTS}:
-        parser.error(f"expected {', '.join(['accuracy', *PARTS])}, found {', '.join(unknown)}")
-
-    partial = utils.output_dir() / "speed_study.json"
-    going_on = partial.is_file()
-    source = partial if going_on else RESULT if arguments.parts else None
-    study = studies.load(source) if source else {}
-
-    def save(path=partial):
-        studies.store(path, rounded(study))
-
-    if "accuracy" in arguments.parts or not arguments.parts:
-        section = study.setdefault("accuracy", {"runs": {}})
-        if not going_on or section.get("provenance") != studies.provenance(threads=1):
-            section["runs"] = {}  # what there is comes from another machine or version
-        section |= {
-            "date": studies.today(),
-            "provenance": studies.provenance(threads=1),
-            "seeds": SEEDS,
-        }
-        section["runs"] = measure_accuracy(section["runs"], save)
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"expected {', '.join(PARTS)}, found {', '.join(unknown)}")
+    study = studies.load(RESULT)
+    save = lambda: studies.store(RESULT, rounded(study))  # noqa: E731
+    for part in arguments.parts or PARTS:
+        print(f"measuring: {part}", flush=True)
+        PARTS[part](study, save, arguments.processes)
         save()
-    for part, measure in PARTS.items():
-        if part in arguments.parts or (not arguments.parts and part not in study):
-            print(f"measuring: {part}", flush=True)
-            study[part] = {"date": studies.today(), "provenance": studies.provenance()} | measure()
-            save()
-    done = set(study.get("accuracy", {}).get("runs", {}))
-    if {f"{part}: {name}" for part, name in accuracy_jobs()} <= done and set(PARTS) <= set(study):
-        studies.finish(RESULT, partial, rounded(study))
 
 
 if __name__ == "__main__":
