@@ -210,6 +210,15 @@ def test_muon_moves_every_weight_matrix_by_its_rate(page):
     assert (before - layer.weight.detach()).flatten() @ gradient > 0  # downhill
 
 
+def test_muon_keeps_a_running_mean(page):
+    weight = torch.zeros(2, 3, requires_grad=True)
+    optimizer = page.Muon([weight], lr=0.0, momentum=0.9)
+    for size in (1.0, 2.0):
+        weight.grad = torch.full((2, 3), size)
+        optimizer.step()
+    assert torch.allclose(optimizer.means[0], torch.full((2, 3), 0.9 * 0.1 * 1 + 0.1 * 2))
+
+
 def test_muon_survives_a_gradient_of_zero(page):
     weight = torch.ones(4, 5, requires_grad=True)
     (0 * weight).sum().backward()
