@@ -71,3 +71,56 @@ def chromium():
             pytest.skip("no Chromium or Chrome found: no page was opened in a browser")
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def trained(mnist):
+    """A trained network and its checkpoint."""
+    import utils
+
+    return utils.trained_model("cpu")
+
+
+@pytest.fixture(scope="module")
+def network(trained):
+    return trained[0]
+
+
+@pytest.fixture(scope="module")
+def filled(trained, train, tmp_path_factory):
+    """The text of the page to draw on with this network, as notebook 10 fills it in."""
+    import utils
+    from tools.notebook_code import definitions
+
+    notebook, (model, checkpoint) = definitions("10_your_hand"), trained
+    file = tmp_path_factory.mktemp("filled") / "draw.pth"
+    notebook.save_alone(file, model.state_dict(), checkpoint)
+    layers = [(fc.weight.detach(), fc.bias.detach()) for fc in (model.fc1, model.fc2)]
+    features = notebook.features_of(train.images[:10_000], model)
+    old = notebook.choose_old(features, train.labels[:10_000], layers)
+    empty = (utils.ROOT / "notebooks" / "10_draw.html").read_text(encoding="utf-8")
+    assert empty.count("@network@") == empty.count('"@replay@"') == 1
+    return notebook.fill_page(empty, file, features[old])
+
+
+@pytest.fixture
+def open_page(chromium, filled, tmp_path):
+    """A function that opens the page from disk; no page may raise, complain or ask for more."""
+    path, contexts, trouble = tmp_path / "draw.html", [], []
+    path.write_text(filled, encoding="utf-8")
+    allowed = (path.as_uri(), "data:", "blob:")
+
+    def open_(**settings):
+        contexts.append(chromium.new_context(**settings))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("console", lambda message: trouble.append(f"console: {message.text}"))
+        page.on("request", lambda r: r.url.startswith(allowed) or trouble.append(r.url))
+        page.on("websocket", lambda socket: trouble.append(socket.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert trouble == []

@@ -91,7 +91,7 @@ def test_what_systems_leave_beside_photos(choose, kaggle, place):
     assert choose("Seven.JPG")[0] == mine
 
 
-OURS = ["draw.html", "photos/sample.jpg", "photos/bomb.png", "photos/cut_short.jpg"]
+OURS = ["my_digits.npy", "photos/sample.jpg", "photos/bomb.png", "photos/cut_short.jpg"]
 FIGURE = "__results___files/__results___12_0.png"
 IDX = [
     f"{part}-ubyte"

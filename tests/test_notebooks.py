@@ -31,7 +31,7 @@ def prose(path):
 def test_the_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_idx_files", "02_model", "03_training", "04_evaluation", "05_visualization",
-        "06_your_handwriting", "07_speed", "08_accuracy", "09_scaling_out",
+        "06_your_handwriting", "07_speed", "08_accuracy", "09_scaling_out", "10_your_hand",
     ]  # fmt: skip
 
 
@@ -116,15 +116,16 @@ def test_two_places_to_predict(path):
 
 
 def test_one_network_through_the_notebooks():
-    """The stored outputs of 03 to 06 are about the modelku.pth of one run."""
+    """The stored outputs of 03 to 06 and of 10 are about the modelku.pth of one run."""
     line = re.compile(r"(?m)^(?:modelku\.pth|This network): (\S+) of the 10,000 test pictures$")
     printed = {}
-    for name in ("03_training", "04_evaluation", "05_visualization", "06_your_handwriting"):
-        cells = code_cells(utils.ROOT / "notebooks" / f"{name}.ipynb")
+    for number in ("03", "04", "05", "06", "10"):
+        (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
+        cells = code_cells(path)
         outputs = [output for cell in cells for output in cell.outputs]
         text = "\n".join(o.text for o in outputs if o.get("name") == "stdout")
-        printed[name] = set(line.findall(text))
-    first = printed["03_training"]
+        printed[number] = set(line.findall(text))
+    first = printed["03"]
     assert len(first) == 1 and all(found == first for found in printed.values()), printed
 
 

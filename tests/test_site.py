@@ -240,7 +240,7 @@ def test_nothing_is_too_wide(open_page, pages, theme):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["draw.html", "06_your_handwriting.html"])
+@pytest.mark.parametrize("name", ["draw.html", "10_your_hand.html"])
 def test_the_drawing_page_answers(open_page, name):
     page = open_page(name, viewport={"width": 1000, "height": 900})
     if name != "draw.html":
@@ -261,10 +261,10 @@ def test_the_drawing_page_answers(open_page, name):
     "chosen, ground", [("dark", "rgb(22, 24, 28)"), ("light", "rgb(255, 255, 255)")]
 )
 def test_the_drawing_page_obeys_the_site(open_page, chosen, ground):
-    """Alone and in the frame of notebook 06, whatever the system's theme is."""
+    """Alone and in the frame of notebook 10, whatever the system's theme is."""
     ask = "getComputedStyle(document.body).backgroundColor"
     page = open_page(
-        "06_your_handwriting.html", color_scheme="light" if chosen == "dark" else "dark"
+        "10_your_hand.html", color_scheme="light" if chosen == "dark" else "dark"
     )
     page.locator("iframe").scroll_into_view_if_needed()
     frame = page.locator("iframe").element_handle().content_frame()
@@ -272,7 +272,7 @@ def test_the_drawing_page_obeys_the_site(open_page, chosen, ground):
     assert frame.evaluate(ask) != ground
     frame.evaluate(f"localStorage.theme = '{chosen}'; dispatchEvent(new Event('storage'))")
     assert frame.evaluate(ask) == ground
-    page.goto(page.url.replace("06_your_handwriting", "draw"))
+    page.goto(page.url.replace("10_your_hand", "draw"))
     assert page.evaluate(ask) == ground
 
 
