@@ -419,8 +419,8 @@ def test_everything_has_a_name(page):
     """What a screen reader reads out: every control and picture has a role and words."""
     tree = page.locator("body").aria_snapshot()
     for line in ("heading \"Draw a digit\"", "application \"Paper to draw on\"", "button \"Undo\"",
-                 "button \"Clear\"", "list \"Probabilities\"", "group \"Wrong? It was a …\"", "button \"Forget\"",
-                 "button \"Keep\"", "button \"Load\"", "img \"The drawing",
+                 "button \"Clear\"", "list \"Probabilities\"", "group \"Wrong? It was a …\"",
+                 "button \"Forget\"", "button \"Keep\"", "button \"Load\"", "img \"The drawing",
                  "img \"16 feature maps", "status"):  # fmt: skip
         assert line in tree, tree
 
@@ -429,7 +429,8 @@ def test_inside_a_notebook(chromium, filled):
     """In a frame without rights of its own, as the notebook shows it, it works as well."""
     page = chromium.new_page()
     page.set_content(
-        '<iframe sandbox="allow-scripts allow-downloads" style="width: 600px; height: 700px"></iframe>'
+        '<iframe sandbox="allow-scripts allow-downloads"'
+        ' style="width: 600px; height: 700px"></iframe>'
     )
     page.eval_on_selector("iframe", "(frame, text) => { frame.srcdoc = text; }", filled)
     inner = page.frame_locator("iframe")

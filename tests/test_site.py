@@ -263,9 +263,7 @@ def test_the_drawing_page_answers(open_page, name):
 def test_the_drawing_page_obeys_the_site(open_page, chosen, ground):
     """Alone and in the frame of notebook 10, whatever the system's theme is."""
     ask = "getComputedStyle(document.body).backgroundColor"
-    page = open_page(
-        "10_your_hand.html", color_scheme="light" if chosen == "dark" else "dark"
-    )
+    page = open_page("10_your_hand.html", color_scheme="light" if chosen == "dark" else "dark")
     page.locator("iframe").scroll_into_view_if_needed()
     frame = page.locator("iframe").element_handle().content_frame()
     frame.locator("li").nth(9).wait_for()

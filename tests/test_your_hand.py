@@ -25,7 +25,9 @@ THREE, EIGHT = WAYS[3][0], WAYS[8][0]
 
 @pytest.fixture
 def page(open_page):
-    return open_page(viewport={"width": 900, "height": 900})
+    page = open_page(viewport={"width": 900, "height": 900})
+    page.evaluate(WEIGHTS)
+    return page
 
 
 def layers_of(model):
@@ -57,7 +59,7 @@ def test_features_are_what_the_last_layers_get(network, test):
 
 
 def test_drawings_are_like_mnist_s_pictures():
-    """The longer side is 20 pixels, or 21 where it begins within one; the centre of mass is at 14."""
+    """The longer side is 20 pixels, or 21 with parts; the centre of mass is at 14."""
     rng = np.random.default_rng(0)
     for make in (hand.one_of, hand.seven_of):
         for _ in range(20):
@@ -95,9 +97,12 @@ def set_up(page, samples, targets):
     )
 
 
-WEIGHTS = """network => [network.fc1.weight, network.fc1.bias, network.fc2.weight, network.fc2.bias]
-    .map(values => btoa(Array.from(new Uint8Array(values.slice().buffer), byte =>
-      String.fromCharCode(byte)).join("")))"""
+# In the page, weightsOf(network): the four arrays, in base64.
+WEIGHTS = """() => {
+    window.weightsOf = ({fc1, fc2}) => [fc1.weight, fc1.bias, fc2.weight, fc2.bias].map(
+        values => btoa(Array.from(new Uint8Array(values.slice().buffer), byte =>
+            String.fromCharCode(byte)).join("")));
+}"""
 
 
 def decode(texts, kind="<f4"):
@@ -123,9 +128,8 @@ def test_gradient_equals_pytorch(page, network, test):
                                     bias: new Float64Array(layer.bias.length)});
             const sums = {fc1: like(layers.fc1), fc2: like(layers.fc2)};
             for (const sample of own) addGradient(sample, layers, sums);
-            return (%s)(sums);
+            return weightsOf(sums);
         }"""
-        % WEIGHTS
     )
     found = decode(sums, "<f8")
     copies = [(fc.weight, fc.bias) for fc in (network.fc1, network.fc2)]
@@ -145,17 +149,16 @@ def test_every_step_equals_the_notebook_s(page, network, train):
     states = page.evaluate(
         """() => {
             const trained = {fc1: copyOf(layers.fc1), fc2: copyOf(layers.fc2)};
-            const states = [(%s)(trained)];
-            for (const _ of lessons(own, replayed, trained)) states.push((%s)(trained));
+            const states = [weightsOf(trained)];
+            for (const _ of lessons(own, replayed, trained)) states.push(weightsOf(trained));
             return states;
         }"""
-        % (WEIGHTS, WEIGHTS)
     )
     states = [decode(state) for state in states]
     assert len(states) == 1 + hand.STEPS and differences(states[0], layers_of(network)) == 0
     replay = torch.tensor(page.evaluate("replayed.map(features => Array.from(features))"))
     sources = [(own[0], F.one_hot(own[1], 10).float(), hand.OWN),
-               (replay, hand.classify(replay, states[0]).softmax(dim=1), hand.REPLAYED)]  # fmt: skip
+               (replay, hand.classify(replay, states[0]).softmax(1), hand.REPLAYED)]  # fmt: skip
     for step, (before, after) in enumerate(zip(states, states[1:])):
         batch = [[hand.some_of(v, n, step) for v in (x, y)] for x, y, n in sources]
         slopes = hand.gradient(*map(torch.cat, zip(*batch)), before)
@@ -323,7 +326,11 @@ def test_a_hundred_corrections(page):
     draw(page, THREE)
     page.evaluate(
         """async () => {
-            for (let i = 0; i < 105; i++) { strokes = [...strokes]; update(); await correct(i % 10); }
+            for (let i = 0; i < 105; i++) {
+                strokes = [...strokes];
+                update();
+                await correct(i % 10);
+            }
         }"""
     )
     assert page.inner_text("#change").count("The oldest of 101 was let go.") == 1
@@ -344,10 +351,10 @@ def test_it_can_be_drawn_on_while_it_learns(page):
     draw(page, [[(30, 85), (70, 85)]])
     page.wait_for_function("learning === null")
     assert page.evaluate("strokes.length") == 2 and page.evaluate("samples.length") == 1
-    state = page.evaluate("(%s)(learnt)" % WEIGHTS)
+    state = page.evaluate("weightsOf(learnt)")
     page.evaluate("(async () => { const a = correct(2), b = correct(8); await a; await b; })()")
     assert page.evaluate("samples.map(sample => sample.label).join()") == "1,8"
-    assert page.evaluate("learning === null") and page.evaluate("(%s)(learnt)" % WEIGHTS) != state
+    assert page.evaluate("learning === null") and page.evaluate("weightsOf(learnt)") != state
     page.evaluate("void correct(3)")
     page.click("#forget")
     page.wait_for_timeout(300)
@@ -363,7 +370,9 @@ def test_the_page_of_another_network_cannot_learn(open_page, filled, tmp_path):
     (tmp_path / "draw.html").write_text(without, encoding="utf-8")
     page = open_page()
     draw(page, SEVEN)
-    assert answer(page) == "It reads 7" and page.is_hidden("#teach") and page.is_hidden("#how-teach")
+    assert (
+        answer(page) == "It reads 7" and page.is_hidden("#teach") and page.is_hidden("#how-teach")
+    )
     page.focus("#paper")
     page.keyboard.press("1")
     settle(page)
@@ -383,7 +392,7 @@ def keep(page, target):
 
 @pytest.mark.slow
 def test_what_is_kept_is_a_checkpoint(page, open_page, trained, tmp_path):
-    """utils.load_checkpoint reads it, Python's zipfile finds it sound, and the page takes it back."""
+    """utils.load_checkpoint reads it, zipfile finds it sound, and the page takes it back."""
     draw(page, SEVEN)
     correct(page, 1)
     path = keep(page, tmp_path / "my_hand.pth")
@@ -393,7 +402,7 @@ def test_what_is_kept_is_a_checkpoint(page, open_page, trained, tmp_path):
     content = utils.load_checkpoint(path, model, utils.new_optimizer(model))
     assert (content["epoch"], content["test_loss"]) == (
         checkpoint["epoch"], checkpoint["test_loss"])  # fmt: skip
-    assert differences(layers_of(model), decode(page.evaluate("(%s)(learnt)" % WEIGHTS))) == 0
+    assert differences(layers_of(model), decode(page.evaluate("weightsOf(learnt)"))) == 0
     assert torch.equal(model.conv3.weight, network.conv3.weight)
     assert not torch.equal(model.fc1.weight, network.fc1.weight)
 
@@ -444,13 +453,13 @@ def test_files_that_are_none_of_ours(page, trained, tmp_path):
     }  # fmt: skip
     draw(page, SEVEN)
     correct(page, 1)
-    state = page.evaluate("(%s)(learnt)" % WEIGHTS)
+    state = page.evaluate("weightsOf(learnt)")
     for name, (body, why) in cases.items():
         page.set_input_files("#file", {"name": name, "mimeType": "", "buffer": body})
         page.wait_for_function("find('change').textContent.includes('was not loaded')")
         said = page.inner_text("#change")
         assert said.startswith(f"{name} was not loaded: ") and why in said, said
-        assert page.evaluate("(%s)(learnt)" % WEIGHTS) == state
+        assert page.evaluate("weightsOf(learnt)") == state
         assert page.evaluate("samples.length") == 1
         page.evaluate("find('change').textContent = ''")
     page.set_input_files("#file", mine)

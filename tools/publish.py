@@ -31,8 +31,8 @@ FRONT = """# Notebooks that open with one click
 
 Each of these notebooks needs no other file: it brings along what it uses from
 [the collection](https://github.com/{repo}). Click a badge, then *Run all*; on Kaggle, first
-*Add Input* `hojjatk/mnist-dataset`, or switch the internet on. 04 to 07 and 10 use the network that 03
-trains; if you have not brought yours along, they fetch the published one. In Jupyter on your own
+*Add Input* `hojjatk/mnist-dataset`, or switch the internet on. 04 to 07 and 10 use the network that
+03 trains; if you have not brought yours along, they fetch the published one. In Jupyter on your own
 machine they need `pip install "torch>=2.6" torchvision matplotlib tqdm`.
 
 {table}
@@ -169,7 +169,7 @@ def main() -> int:
         return 1
     print(f"Branch {BRANCH}: {commit[:12] if commit else 'nothing new'}")
     if not (ROOT / "outputs" / "modelku.pth").is_file():
-        print("Without outputs/modelku.pth (make run), 04 to 07 and 10 fetch no network: they train one.")
+        print("Without outputs/modelku.pth (make run), notebooks fetch no network: they train one.")
     print("Badges: written into README.md and notebooks/; commit them.")
     print(f"Then:   git push origin {BRANCH}")
     return 0
