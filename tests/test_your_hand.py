@@ -355,8 +355,7 @@ def test_it_can_be_drawn_on_while_it_learns(page):
     page.evaluate("(async () => { const a = correct(2), b = correct(8); await a; await b; })()")
     assert page.evaluate("samples.map(sample => sample.label).join()") == "1,8"
     assert page.evaluate("learning === null") and page.evaluate("weightsOf(learnt)") != state
-    page.evaluate("void correct(3)")
-    page.click("#forget")
+    page.evaluate("void correct(3); find('forget').click()")
     page.wait_for_timeout(300)
     assert page.evaluate("learnt === layers && learning === null && samples.length === 0")
     assert page.is_enabled("#keep")
