@@ -232,7 +232,7 @@ def test_on_colab(mirror, tmp_path, name):
     assert {path.name for path in platform.work.glob("data/*")} == packed
     results = {"03_training": ["modelku.pth"], "06_your_handwriting": ["my_digits.npy", "photos"],
                "08_accuracy": ["accurate.pth", "draw_08.html"],
-               "10_your_hand": ["draw.html", "draw.pth", "my_hand.pth"]}  # fmt: skip
+               "10_your_hand": ["draw.html", "draw.pth", "taught.pth"]}  # fmt: skip
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
     assert ("NETWORK: A SUBSTITUTE" in printed) is ("04" <= name < "08" or name > "10")
 
