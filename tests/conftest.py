@@ -1,5 +1,8 @@
 """What tests share: the import path, Hypothesis profiles, the real MNIST, a browser."""
 
+import base64
+import html
+import re
 import shutil
 
 import matplotlib
@@ -73,15 +76,33 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def trained(mnist):
-    """A trained network and its checkpoint."""
+@pytest.fixture(scope="session")
+def stored_page():
+    """The page to draw on in the stored output of notebook 10, with the collection's network."""
+    import nbformat
+
     import utils
 
-    return utils.trained_model("cpu")
+    notebook = nbformat.read(utils.ROOT / "notebooks" / "10_your_hand.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+    (frame,) = (re.match('<iframe srcdoc="([^"]*)" sandbox="allow-scripts', text) for text in shown)
+    return html.unescape(frame[1])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def trained(stored_page, tmp_path_factory):
+    """That network and its checkpoint: one trained here would differ from machine to machine."""
+    import utils
+
+    path = tmp_path_factory.mktemp("trained") / "stored.pth"
+    text = re.search(r'network64 = "([\w+/=]+)"', stored_page)[1]
+    path.write_bytes(base64.b64decode(text))
+    model = utils.new_model(0)
+    return model, utils.load_checkpoint(path, model)
+
+
+@pytest.fixture(scope="session")
 def network(trained):
     return trained[0]
 

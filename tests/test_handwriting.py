@@ -349,9 +349,9 @@ def written(test, *rows, height=90, gap=30, margin=60):
 
 
 @pytest.fixture(scope="module")
-def answer(handwriting):
+def answer(handwriting, network):
     """Return what the network reads on a picture, a line for each row."""
-    handwriting["model"] = utils.trained_model("cpu")[0]
+    handwriting["model"] = network
 
     def answer(picture):
         rows = handwriting["prepare_number"](picture)

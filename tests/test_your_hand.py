@@ -1,15 +1,12 @@
 """Notebook 10 and its page: a correction teaches, costs little, and can be taken back.
 
-The page runs in a real browser, with a network that was trained for these tests; where there is
-no browser, its tests are skipped and say so.
+The page runs in a real browser; where there is none, its tests are skipped and say so.
 """
 
 import base64
-import html
 import re
 import zipfile
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -209,28 +206,18 @@ RIGHT_OF_THE_TEST_SET = """([pictures, labels]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """The page in the stored output of the notebook, with the network of the collection."""
-    notebook = nbformat.read(utils.ROOT / "notebooks" / "10_your_hand.ipynb", as_version=4)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    shown = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
-    (frame,) = (re.match('<iframe srcdoc="([^"]*)" sandbox="allow-scripts', text) for text in shown)
-    return html.unescape(frame[1])
-
-
-def test_the_stored_page_is_current(stored):
+def test_the_stored_page_is_current(stored_page):
     """make refresh was run after the last change of the page."""
     empty = (utils.ROOT / "notebooks" / "10_draw.html").read_text(encoding="utf-8")
     pattern = re.escape(empty).replace('"@network@"', '"[\\w+/=]*"')
     pattern = pattern.replace('"@replay@"', r'\{"scale": [\d.]+, "features": "[\w+/=]*"\}')
-    assert re.fullmatch(pattern, stored)
+    assert re.fullmatch(pattern, stored_page)
 
 
 @pytest.mark.slow
-def test_five_flagged_ones_are_enough(open_page, stored, test, tmp_path):
+def test_five_flagged_ones_are_enough(open_page, stored_page, test, tmp_path):
     """Three hands: of ten others nine are right; of 1,000 test pictures at most three are lost."""
-    (tmp_path / "draw.html").write_text(stored, encoding="utf-8")
+    (tmp_path / "draw.html").write_text(stored_page, encoding="utf-8")
     page = open_page(viewport={"width": 900, "height": 900})
     thousand = [test.pixels[:1000].reshape(1000, 784).tolist(), test.labels[:1000].tolist()]
     before = page.evaluate(RIGHT_OF_THE_TEST_SET, thousand)
