@@ -1,12 +1,13 @@
 """Use what a notebook defines without running it.
 
-A notebook teaches the code that it defines, so that is where the code stands, once. Tools
-and tests that need it load it from there: the cells that carry the tag "definitions".
+A notebook teaches the code that it defines, so that is where the code stands, once. Tools, tests
+and the solutions to exercises load it from there: the cells that carry the tag "definitions".
 """
 
 import functools
 import linecache
 import sys
+import textwrap
 import types
 from pathlib import Path
 
@@ -35,3 +36,17 @@ def definitions(name: str) -> types.ModuleType:
         linecache.cache[file] = (len(cell.source), None, lines, file)  # for inspect.getsource
         exec(compile(cell.source, file, "exec"), module.__dict__)
     return module
+
+
+def refused(check, *answers) -> None:
+    """Show what the check of an exercise says to wrong answers; a tuple is several arguments.
+
+    Raises ValueError if the check lets one of them pass.
+    """
+    for answer in answers:
+        try:
+            check(*answer) if isinstance(answer, tuple) else check(answer)
+        except AssertionError as error:
+            print(textwrap.fill(f"refused: {error}", 88, subsequent_indent="         "))
+        else:
+            raise ValueError(f"{check.__name__} took a wrong answer for right: {answer!r:.200}")

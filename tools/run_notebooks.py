@@ -2,7 +2,8 @@
 
     python -m tools.run_notebooks                 every notebook, results into outputs/
     python -m tools.run_notebooks 01 02 03        only those whose names start so
-    python -m tools.run_notebooks --in-place      replace the stored outputs instead
+    python -m tools.run_notebooks --in-place      replace the stored outputs instead, and those
+                                                  of the solutions to exercises
 
 Stops at the first cell that fails and shows it.
 """
@@ -64,7 +65,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         store_widget_state=False,
         coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],
-        resources={"metadata": {"path": str(utils.ROOT / "notebooks")}},
+        resources={"metadata": {"path": str(path.parent)}},
     )
     client.on_cell_start = client.announce
     client.execute()
@@ -97,6 +98,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     paths = sorted((utils.ROOT / "notebooks").glob("[!.]*.ipynb"))  # not macOS's ._01
+    if arguments.in_place:
+        paths += sorted((utils.ROOT / "notebooks" / "solutions").glob("[!.]*.ipynb"))
     if arguments.names:
         paths = [path for path in paths if path.name.startswith(tuple(arguments.names))]
     if not paths:
@@ -107,7 +110,7 @@ def main() -> int:
         if os.environ.get(variable):
             os.environ[variable] = os.path.abspath(os.path.expanduser(os.environ[variable]))
     for number, path in enumerate(paths, 1):
-        print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
+        print(f"[{number}/{len(paths)}] {path.relative_to(utils.ROOT)}", flush=True)
         started = time.monotonic()
         try:
             notebook = execute(path)
