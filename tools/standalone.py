@@ -4,8 +4,8 @@
     python -m tools.standalone --kaggle-user NAME     and fill in the Kaggle user's name
 
 Each copy carries utils.py (and what else it reads from here) in a collapsed cell under its
-title, which writes it into the working folder. All other cells are those of the source, with
-their outputs. For Kaggle, dist/kaggle/NN_name/ holds the notebook with the metadata that
+title, which writes it into the working folder. Solutions to exercises, in dist/solutions, also
+carry what their notebook defines. All other cells are those of the source, with their outputs. For Kaggle, dist/kaggle/NN_name/ holds the notebook with the metadata that
 `kaggle kernels push` asks for. Needs nbformat, and nothing of what the notebooks need.
 """
 
@@ -17,12 +17,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_USER = "YOUR-KAGGLE-NAME"  # as long as nobody has filled in a name
 NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)  # Untitled.ipynb and private notes are not ours
+LINK = re.compile(r"\]\(((?:\.\./|solutions/)?\d\d_\w+\.ipynb)\)")  # from one to another
 # Variables that git sets for its hooks and that would lead to another repository.
 LEADS_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
 BRANCH, RELEASE = "standalone", "notebooks"  # the copies' branch, the tag of the release
@@ -56,7 +58,8 @@ def write(files):
             )
     for name, text in files.items():
         if not Path(name).exists():
-            unfinished = Path(f".unfinished-{{os.getpid()}}-{{name}}")
+            Path(name).parent.mkdir(exist_ok=True)
+            unfinished = Path(name).with_name(f".unfinished-{{os.getpid()}}-{{Path(name).name}}")
             unfinished.write_bytes(text.encode())
             unfinished.replace(name)
     print("Wrote", ", ".join(f"{{name}} ({{len(files[name]) / 1000:.0f}} kB)" for name in files))
@@ -140,7 +143,19 @@ def carried_files(notebook) -> dict[str, Path]:
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     names = re.findall(r'"(\d\d_\w+\.(?:json|html))"', source)
     places = {name: ROOT / "notebooks" / name for name in names}
-    return {"utils.py": ROOT / "utils.py"} | {n: p for n, p in places.items() if p.is_file()}
+    files = {"utils.py": ROOT / "utils.py"} | {n: p for n, p in places.items() if p.is_file()}
+    for name in re.findall(r'definitions\("(\d\d_\w+)"\)', source):
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        files |= carried_files(only_definitions(path))
+        files |= {f: ROOT / f for f in ("tools/notebook_code.py", f"notebooks/{path.name}")}
+    return files
+
+
+def only_definitions(path: Path) -> nbformat.NotebookNode:
+    """Return a notebook's cells with the tag "definitions", which is what solutions use of it."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [c for c in notebook.cells if "definitions" in c.metadata.get("tags", [])]
+    return notebook
 
 
 def uses_network(notebook) -> bool:
@@ -148,14 +163,20 @@ def uses_network(notebook) -> bool:
     return any("trained_model(" in cell.source for cell in notebook.cells)
 
 
-def sources() -> list[Path]:
-    """Return the notebooks of the collection, in order."""
-    paths = sorted(path for path in (ROOT / "notebooks").iterdir() if NAME.fullmatch(path.name))
+def sources(folder: str = "") -> list[Path]:
+    """Return the notebooks of the collection, or those in its folder "solutions", in order."""
+    found = (ROOT / "notebooks" / folder).glob("*.ipynb")
+    paths = sorted(path for path in found if NAME.fullmatch(path.name))
     for path in paths:
         cells = nbformat.read(path, as_version=4).cells
         if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
             raise NotebookError(f"{path}: expected a Markdown cell with the title at the top.")
     return paths
+
+
+def place(path: Path) -> str:
+    """Return where the copy of a notebook lies in dist/, on the branch and on the web site."""
+    return path.relative_to(ROOT / "notebooks").as_posix()
 
 
 def with_advice(notebook, advice: str) -> nbformat.NotebookNode:
@@ -171,16 +192,19 @@ def with_advice(notebook, advice: str) -> nbformat.NotebookNode:
 def standalone(notebook, name: str, repo: str | None = None) -> nbformat.NotebookNode:
     """Return a copy of the notebook with a cell under its title that carries what it needs.
 
-    With the owner/name of the published repository, and if a modelku.pth was trained here, the
+    ``name``: its place in dist/. With the owner/name of the published repository, and if a modelku.pth was trained here, the
     cell of the notebooks that use one fetches it from the release, checked by its SHA-256.
     """
     carried, model = carried_files(notebook), ROOT / "outputs" / "modelku.pth"
-    fields = {"names": " and ".join(carried), "origin": origin(repo, carried.values())}
+    code = [file for file in carried.values() if file.suffix != ".ipynb"]  # these get badges
+    fields = {"names": ", ".join(carried), "origin": origin(repo, code)}
     parts = []
     for file_name, file in carried.items():
         text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":  # no reader misses the white space
-            text = json.dumps(json.loads(text), separators=(",", ":"))
+        if file.suffix == ".ipynb":
+            text = nbformat.writes(only_definitions(file))
+        if file.suffix in (".json", ".ipynb"):  # no reader misses the white space
+            text = json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False)
         if "'''" in text or text.endswith(("\\", "'")):
             raise NotebookError(f"{file}: expected text that fits between r''' and '''.")
         parts.append(f"files[\"{file_name}\"] = r'''{text}'''")
@@ -197,11 +221,19 @@ def standalone(notebook, name: str, repo: str | None = None) -> nbformat.Noteboo
     source = CARRIER.format(**fields) + fetch
     compile(source, name, "exec")
     copied = with_advice(notebook, "run the cell under the title first")
+    if repo:  # in Colab and Kaggle a relative link leads nowhere
+        for cell in (cell for cell in copied.cells if cell.cell_type == "markdown"):
+            cell.source = LINK.sub(lambda found: f"]({address(repo, name, found[1])})", cell.source)
     cell = nbformat.v4.new_code_cell(source.strip(), id=f"{name[:2]}-files")
     copied.cells.insert(1, cell)
     cell.metadata = nbformat.from_dict(COLLAPSED)
     cell.metadata["built"] = fingerprint(copied)
     return copied
+
+
+def address(repo: str, name: str, link: str) -> str:
+    """Return where on the branch a relative link leads from the copy with this name."""
+    return urljoin(f"https://github.com/{repo}/blob/{BRANCH}/{name}", link)
 
 
 def name_by_content(network: bytes) -> str:
@@ -288,12 +320,14 @@ def kernel_metadata(path: Path, user: str) -> dict:
 
 
 def copies(user: str = NO_USER, repo: str | None = None) -> dict[str, bytes]:
-    """Return every standalone notebook, and Kaggle's folders, by name below dist/."""
+    """Return every standalone notebook, solutions, and Kaggle's folders, by name below dist/."""
     files = {}
+    for path in [*sources(), *sources("solutions")]:
+        copied = standalone(nbformat.read(path, as_version=4), place(path), repo)
+        files[place(path)] = to_bytes(copied)
     for path in sources():
-        copied = to_bytes(standalone(nbformat.read(path, as_version=4), path.name, repo))
         folder, metadata = f"kaggle/{path.stem}", kernel_metadata(path, user)
-        files |= {path.name: copied, f"{folder}/{path.name}": copied}
+        files[f"{folder}/{path.name}"] = files[path.name]
         files[f"{folder}/kernel-metadata.json"] = (json.dumps(metadata, indent=2) + "\n").encode()
     return files
 
@@ -332,7 +366,7 @@ def main() -> int:
         print(error)
         return 1
     for file in written:
-        if file.parent == arguments.out:
+        if file.suffix == ".ipynb" and "kaggle" not in file.parts:
             print(f"{file.relative_to(arguments.out.parent)}  {file.stat().st_size / 1000:.0f} kB")
     print(f"Kaggle: kaggle kernels push -p {arguments.out.name}/kaggle/NN_name")
     if arguments.kaggle_user == NO_USER:

@@ -98,7 +98,8 @@ def take_drawing_page(notebooks) -> str:
 
 def write_source(folder: Path, repo: str | None) -> dict[str, bytes]:
     """Write what Sphinx reads into a folder; return files to put on the site as they are."""
-    notebooks = {path.name: nbformat.read(path, as_version=4) for path in standalone.sources()}
+    paths = [*standalone.sources(), *standalone.sources("solutions")]
+    notebooks = {standalone.place(path): nbformat.read(path, as_version=4) for path in paths}
     as_they_are = {"draw.html": take_drawing_page(notebooks.values()).encode()}
     pages = {f"notebooks/{name}": name for name in notebooks}
     for name in ("LICENSE", "data/README.md", ".github/digits.png"):
@@ -108,13 +109,17 @@ def write_source(folder: Path, repo: str | None) -> dict[str, bytes]:
             shutil.copy(ROOT / name, folder / name)
 
     entries = []
-    for path, (name, notebook) in zip(standalone.sources(), notebooks.items()):
+    (folder / "solutions").mkdir()
+    for path, (name, notebook) in zip(paths, notebooks.items()):
         # The button for downloads gives a copy that runs alone.
         copy = standalone.standalone(nbformat.read(path, as_version=4), name, repo)
         as_they_are[f"_sources/{name}"] = standalone.to_bytes(copy)
         head = notebook.cells[0]
         title = head.source.partition("\n")[0].removeprefix("# ")
-        entries.append(f"{int(name[:2])}. {title} <{name.removesuffix('.ipynb')}>")
+        if path.parent.name == "solutions":
+            notebook.metadata["orphan"] = True  # linked from the exercises, not in the contents
+        else:
+            entries.append(f"{int(name[:2])}. {title} <{name.removesuffix('.ipynb')}>")
         if repo:
             head.source = publish.with_badges_in_head(head.source, repo, name)
         else:
