@@ -12,7 +12,7 @@ PY := .venv/bin/python
 endif
 
 .PHONY: help run all test check fuzz lab refresh bench study data fashion lint clean standalone publish \
-  release site test-versions test-thorough
+  release site style test-versions test-thorough
 
 help:
 	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth; 9 min"
@@ -31,7 +31,8 @@ help:
 	@echo "make site          a web site for reading, into dist/site; REPO=owner/name for links to it"
 	@echo "make test-versions unit tests and notebooks with the oldest and the newest versions"
 	@echo "make test-thorough every notebook as if on Colab and on Kaggle, simulated"
-	@echo "make lint     ruff on the code and in the notebooks"
+	@echo "make lint     ruff on the code and in the notebooks, codespell on all text"
+	@echo "make style    the notebooks measured: words, lines a cell; numbers that no cell computes"
 	@echo "make clean    remove .venv and outputs, a trained modelku.pth too; data/ and dist/ stay"
 
 # A stamp file is newer than the requirements it was made from, so a second
@@ -117,7 +118,10 @@ test-versions: .venv/test.stamp fashion
 	@$(PY) -m tools.try_versions
 
 lint: .venv/test.stamp
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m codespell_lib
+
+style: .venv/copy.stamp
+	@$(PY) -m tools.style
 
 clean:
 	rm -rf .venv outputs

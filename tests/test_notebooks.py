@@ -1,6 +1,7 @@
 """What every notebook promises, and that nbval would notice if one broke its word."""
 
 import ast
+import inspect
 import os
 import re
 import shutil
@@ -13,9 +14,15 @@ import pytest
 from nbconvert import HTMLExporter
 
 import utils
+from tools.notebook_code import definitions, refused
 
 NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[!.]*.ipynb"))
+SOLUTIONS = sorted((utils.ROOT / "notebooks" / "solutions").glob("[!.]*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+every_solution = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+both_kinds = pytest.mark.parametrize(
+    "path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 
 
 def code_cells(path):
@@ -33,18 +40,19 @@ def test_the_notebooks_are_there():
         "01_idx_files", "02_model", "03_training", "04_evaluation", "05_visualization",
         "06_your_handwriting", "07_speed", "08_accuracy", "09_scaling_out", "10_your_hand",
     ]  # fmt: skip
+    assert [path.name for path in SOLUTIONS] == [path.name for path in NOTEBOOKS]
 
 
 # ----------------------------------------------------------------- hygiene
 
 
-@every_notebook
+@both_kinds
 def test_notebook_is_valid_and_small(path):
     nbformat.validate(nbformat.read(path, as_version=4))
     assert path.stat().st_size < 1_000_000
 
 
-@every_notebook
+@both_kinds
 def test_first_code_cell_is_the_same_everywhere(path):
     first = code_cells(path)[0].source
     assert first == code_cells(NOTEBOOKS[0])[0].source
@@ -52,14 +60,14 @@ def test_first_code_cell_is_the_same_everywhere(path):
     assert not re.search(r"^\s*[%!]", first, re.MULTILINE)
 
 
-@every_notebook
+@both_kinds
 def test_every_cell_was_run_in_order(path):
     cells = code_cells(path)
     assert all(cell.source.strip() for cell in cells), "an empty cell"
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
 
 
-@every_notebook
+@both_kinds
 def test_stored_outputs_are_clean(path):
     """No errors, no stderr, no widgets, no timings, no figures' text without the figure."""
     notebook = nbformat.read(path, as_version=4)
@@ -72,7 +80,7 @@ def test_stored_outputs_are_clean(path):
             assert not any("widget" in kind for kind in output.get("data", {}))
 
 
-@every_notebook
+@both_kinds
 def test_no_path_of_a_machine(path):
     """Only the paths that Kaggle itself fixes may appear."""
     text = path.read_text(encoding="utf-8")
@@ -80,7 +88,7 @@ def test_no_path_of_a_machine(path):
     assert re.findall(rf"(?<![\w.])/(?:{folders})/[\w./-]*|\b[A-Z]:\\\\[\w.-]*", text) == []
 
 
-@every_notebook
+@both_kinds
 def test_cells_are_short_and_lines_fit(path):
     for cell in code_cells(path):
         ast.parse(cell.source)
@@ -89,7 +97,7 @@ def test_cells_are_short_and_lines_fit(path):
         assert max(map(len, lines)) <= 100, cell.source
 
 
-@every_notebook
+@both_kinds
 def test_output_lines_fit(path):
     """A page does not scroll sideways for what a cell prints."""
     for cell in code_cells(path):
@@ -100,9 +108,11 @@ def test_output_lines_fit(path):
 
 @every_notebook
 def test_a_notebook_is_one_sitting(path):
+    """The exercises, at most 500 words, are for other evenings."""
+    text, exercises = prose(path).split("## Exercises")
+    assert len(text.split()) <= 2_800 and len(exercises.split()) <= 500
     cells = code_cells(path)
-    assert len(prose(path).split()) <= 2_800
-    assert len(cells) <= 40
+    assert sum("def check_" not in cell.source for cell in cells) <= 40
     for cell in cells[1:]:  # the first one is the same in all notebooks
         wide = 100 if path.stem == "06_your_handwriting" else 88
         assert max(map(len, cell.source.splitlines())) <= wide, cell.source
@@ -136,11 +146,38 @@ def test_opening_and_closing(path):
     for phrase in ("**What you will do.**", "**What you will learn.**", "**What you need.**",
                    "**Time.**", "## Recap", "## Exercises"):  # fmt: skip
         assert phrase in text, phrase
-    exercises = re.findall(r"^\d\. ", text.split("## Exercises")[1], re.MULTILINE)
-    assert 3 <= len(exercises) <= 5
+    assert f"[solutions](solutions/{path.name})" in text.split("## Exercises")[1]
 
 
-@every_notebook
+@every_solution
+def test_every_exercise_has_a_check_that_was_tried(path):
+    """The solution passes it, and at least two wrong answers do not: see ``refused``."""
+    notebook = nbformat.read(path, as_version=4)
+    titles = re.compile(r"(?m)^##+ (\d\. .+)$")
+    exercises = prose(path.parents[1] / path.name).split("## Exercises")[1]
+    assert titles.findall(exercises) == titles.findall(prose(path))
+    numbers = [title[0] for title in titles.findall(exercises)]
+    assert numbers == list("12345")[: len(numbers)] and len(numbers) >= 3
+    module = definitions(path.stem)
+    for number in numbers:
+        check = getattr(module, f"check_{number}")
+        assert f"Exercise {number}: right" in inspect.getsource(check)
+        said = "".join(
+            output.get("text", "")
+            for cell in notebook.cells
+            if cell.cell_type == "code" and re.search(rf"\.check_{number}\b", cell.source)
+            for output in cell.outputs
+        )
+        assert f"Exercise {number}: right" in said
+        assert len(re.findall(r"(?m)^refused: \S", said)) >= 2
+
+
+def test_refused_notices_what_passes():
+    with pytest.raises(ValueError, match="took a wrong answer for right: 3"):
+        refused(lambda number: None, 3)
+
+
+@both_kinds
 def test_every_figure_is_labelled(path):
     """Whoever draws with axes names them."""
     for cell in code_cells(path):
@@ -156,10 +193,10 @@ def words_for_figures(path):
             yield cell.source, cell.metadata.get("alt", "")
 
 
-@every_notebook
+@both_kinds
 def test_every_figure_has_words(path):
     """In its cell's metadata; of nbconvert's templates, classic puts them on the page."""
-    everywhere = [words for other in NOTEBOOKS for _, words in words_for_figures(other)]
+    everywhere = [words for p in NOTEBOOKS + SOLUTIONS for _, words in words_for_figures(p)]
     for source, words in words_for_figures(path):
         assert len(words) >= 60, source
         assert everywhere.count(words) == 1, source
@@ -167,7 +204,7 @@ def test_every_figure_has_words(path):
     assert "No description has been provided" not in page
 
 
-@every_notebook
+@both_kinds
 def test_trained_numbers_are_asserted_not_compared(path):
     """A cell whose output nbval ignores must leave its checking to an assert, in the cell
     or in one near it."""

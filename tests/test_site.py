@@ -84,7 +84,8 @@ def dead_links(folder) -> list[tuple[str, str]]:
 
 
 def test_every_page_is_there_and_in_the_contents(pages):
-    expected = {f"{name}.html" for name in NAMES} | {"draw.html", "data/README.html"}
+    expected = {f"{name}.html" for name in NAMES}
+    expected |= {"draw.html", "teaching.html", "data/README.html"}
     assert set(pages) == expected | SOLUTIONS | {"index.html", "search.html"}
     for name in SOLUTIONS:  # linked from the exercises, and back
         exercises = name.removeprefix("solutions/")

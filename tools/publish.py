@@ -37,7 +37,9 @@ machine they need `pip install "torch>=2.6" torchvision matplotlib tqdm`.
 
 {table}
 
-The [solutions](solutions) to the exercises are copies of the same kind.
+The [solutions](solutions) to the exercises are copies of the same kind. Code is under the
+[MIT licence](LICENSE), text and figures are under
+[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/).
 
 This branch is made anew from the collection; changes made here would be lost.
 """

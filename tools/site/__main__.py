@@ -56,6 +56,7 @@ HOME = """\
 :hidden:
 {entries}
 Draw a digit <draw>
+A class of two hours <teaching>
 data/README
 ```
 """
@@ -102,11 +103,10 @@ def write_source(folder: Path, repo: str | None) -> dict[str, bytes]:
     notebooks = {standalone.place(path): nbformat.read(path, as_version=4) for path in paths}
     as_they_are = {"draw.html": take_drawing_page(notebooks.values()).encode()}
     pages = {f"notebooks/{name}": name for name in notebooks}
-    for name in ("LICENSE", "data/README.md", ".github/digits.png"):
-        if (ROOT / name).exists():
-            pages[name] = name
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    for name in ("data/README.md", "notebooks/teaching.md", ".github/digits.png"):
+        pages[name] = name.removeprefix("notebooks/")
+        (folder / pages[name]).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / pages[name])
 
     entries = []
     (folder / "solutions").mkdir()
