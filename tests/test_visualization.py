@@ -72,7 +72,7 @@ def test_layer_output(cells, name):
 
 
 def test_black_is_the_background(cells):
-    assert cells["test"].images.min() == pytest.approx(cells["BLACK"], abs=1e-6)
+    assert cells["test"].images.min() == pytest.approx(cells["BACKGROUND"], abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_input_gradient(cells, some):
 def test_integrated_gradients(cells, some):
     images, targets = some
     expected = captum.attr.IntegratedGradients(cells["model"]).attribute(
-        images, cells["BLACK"], targets, n_steps=50, method="riemann_middle"
+        images, cells["BACKGROUND"], targets, n_steps=50, method="riemann_middle"
     )
     found = cells["integrated_gradients"](cells["model"], *some)
     assert torch.allclose(found, expected.float(), atol=1e-3)
@@ -102,7 +102,7 @@ def test_integrated_gradients(cells, some):
 def test_occlusion(cells, some):
     images, targets = some
     expected = captum.attr.Occlusion(cells["model"]).attribute(
-        images, (1, 5, 5), strides=(1, 1, 1), baselines=cells["BLACK"], target=targets
+        images, (1, 5, 5), strides=(1, 1, 1), baselines=cells["BACKGROUND"], target=targets
     )
     assert torch.allclose(cells["occlusion"](cells["model"], *some), expected, atol=1e-3)
 
