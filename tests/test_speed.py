@@ -367,6 +367,9 @@ def test_study_refuses_an_unknown_part(monkeypatch, capsys):
     assert "expected accuracy, speed, race, gpu, found laddr" in capsys.readouterr().err
 
 
-def test_definitions_need_the_tag():
-    with pytest.raises(LookupError, match="01_idx_files.ipynb: expected cells with the tag"):
-        notebook_code.definitions("01_idx_files")
+def test_definitions_need_the_tag(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "notebooks" / "11_new.ipynb")
+    monkeypatch.setattr(notebook_code, "ROOT", tmp_path)
+    with pytest.raises(LookupError, match="11_new.ipynb: expected cells with the tag"):
+        notebook_code.definitions("11_new")
