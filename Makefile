@@ -77,7 +77,7 @@ test: .venv/test.stamp fashion
 	$(PYTEST) tests notebooks --nbval -rs
 
 check: .venv/test.stamp data
-	$(PYTEST) tests -m "not slow"
+	$(PYTEST) tests -m "not slow and not long"
 
 fuzz: .venv/test.stamp data
 	$(PY) -m pytest tests/test_idx.py --hypothesis-profile=fuzz

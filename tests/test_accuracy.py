@@ -138,6 +138,7 @@ def test_training_depends_on_the_seed_alone(page, small):
     assert first.equal(again) and not first.equal(other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", ["plain", "normalised", "c16P c32P s32"])
 def test_a_network_learns(page, small, network):
     setup = page.Setup(network=network, epochs=20, lr=0.01)
@@ -265,6 +266,7 @@ def test_study_goes_on_where_it_was_stopped(study):
     assert accuracy_study.missing(runs) == every  # who was taught by others, too
 
 
+@pytest.mark.long
 def test_summary_has_what_was_trained(study, page, small):
     runs, train = study
     scores = [train(job) for job in accuracy_study.missing(runs)]

@@ -294,6 +294,7 @@ def start():
     return process
 
 
+@pytest.mark.long
 def test_killed_while_downloading(world):
     """At half of a file: nothing false has a final name, and the next run does the rest."""
     world.faults["first 1"] = stall
@@ -309,6 +310,7 @@ def test_killed_while_downloading(world):
     assert world.requests == ["first 0", "first 1", "first 1", "first 2", "first 3"]
 
 
+@pytest.mark.long
 @pytest.mark.xfail(
     os.name == "nt",
     reason="Windows refuses to replace a file while the other process reads it: a rare moment",

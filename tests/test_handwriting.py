@@ -43,6 +43,7 @@ def same(found, expected):
 # ---------------------------------------------------------------- genuine
 
 
+@pytest.mark.long
 def test_a_genuine_picture_stays_where_it_is(prepare):
     test = utils.load_mnist("test")
     place = np.arange(28)
@@ -129,6 +130,7 @@ TURNS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", TURNS)
 def test_exif_is_obeyed(prepare, seven, tmp_path, kind, orientation):
@@ -269,6 +271,7 @@ def test_no_file(prepare, PhotoError, tmp_path):
         prepare(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["jpg", "png", "gif", "bmp", "webp", "tif"])
 def test_damaged_files(prepare, PhotoError, seven, tmp_path, kind):
     """Cut anywhere or with bytes replaced: a picture comes out, or a PhotoError."""
@@ -548,6 +551,7 @@ def test_an_opaque_white_island_is_paper(prepare, seven):
 # -------------------------------------------------------------- MNIST itself
 
 
+@pytest.mark.long
 def test_genuine_pictures_are_read_as_before(prepare, score, test):
     genuine = test.pixels[:500]
     assert score([prepare(Image.fromarray(p)) for p in genuine]) >= score(list(genuine)) - 3

@@ -193,6 +193,7 @@ def words_for_figures(path):
             yield cell.source, cell.metadata.get("alt", "")
 
 
+@pytest.mark.long
 @both_kinds
 def test_every_figure_has_words(path):
     """In its cell's metadata; of nbconvert's templates, classic puts them on the page."""

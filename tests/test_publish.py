@@ -12,6 +12,7 @@ import pytest
 import utils
 from tools import publish, release, standalone
 
+pytestmark = pytest.mark.long
 NAMES = [path.stem for path in standalone.sources()]
 SOLUTIONS = [f"solutions/{path.stem}" for path in standalone.sources("solutions")]
 

@@ -18,6 +18,7 @@ import utils
 from tools import standalone
 from tools.site import __main__ as site
 
+pytestmark = pytest.mark.long
 NAMES = [path.stem for path in standalone.sources()]
 SOLUTIONS = {f"solutions/{path.stem}.html" for path in standalone.sources("solutions")}
 REPO = "someone/digits"

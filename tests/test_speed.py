@@ -72,6 +72,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["the usual way", "bfloat16", "one part a core", "first layer trained", "peer"]
 )

@@ -109,6 +109,7 @@ def test_links_of_a_published_copy_lead_to_the_branch(published):
     assert f"]({branch}/01_idx_files.ipynb)" in published.text
 
 
+@pytest.mark.long
 def test_a_solution_carries_what_it_uses(dist, tmp_path):
     """Of its notebook only what that defines, without pictures; and it finds it."""
     done = run_carrier(dist, tmp_path, "solutions/01_idx_files")
@@ -305,6 +306,7 @@ def test_make_standalone_refuses_a_strange_user(capsys, monkeypatch):
     assert "KAGGLE_USER: expected a user name, found 'a/b'" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_building_needs_no_pytorch():
     """Nobody installs 6 GB to copy a notebook that shall run elsewhere."""
     code = "import sys, tools.publish; assert not {'torch', 'numpy', 'utils'} & set(sys.modules)"

@@ -90,6 +90,7 @@ class Augmented(Dataset):
         return images + 0.1 * noise, labels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("augmented", [False, True])
 def test_resumed_in_another_process_s_place(page, setting, train, tmp_path, augmented):
     """Two epochs, then two more from the file alone, are four epochs, to the last bit."""
@@ -137,6 +138,7 @@ def test_fewer_epochs_than_were_done_are_refused(page, setting, tmp_path):
     assert state.is_file()
 
 
+@pytest.mark.long
 def test_interrupted_by_hand(page, setting, tmp_path, capsys):
     """Ctrl-C leaves a state that can be used."""
     state = tmp_path / "state.pth"

@@ -606,6 +606,7 @@ def test_importing_utils_is_silent_and_changes_nothing():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.long
 def test_nothing_at_import_needs_posix(tmp_path):
     """As on Windows: no resource and no fork."""
     (tmp_path / "resource.py").write_bytes(b"raise ImportError('not on Windows')")
@@ -621,6 +622,7 @@ def test_nothing_at_import_needs_posix(tmp_path):
     assert result.stdout.strip() == b"done", result.stderr.decode(errors="replace")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 @pytest.mark.parametrize(
     "command", [["tools.standalone", "--kaggle-user", "→ ¹⁰"], ["data.from_package_index"]]
