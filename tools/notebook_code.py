@@ -5,13 +5,12 @@ and the solutions to exercises load it from there: the cells that carry the tag 
 """
 
 import functools
+import json
 import linecache
 import sys
 import textwrap
 import types
 from pathlib import Path
-
-import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,17 +23,18 @@ def definitions(name: str) -> types.ModuleType:
     """
     import utils  # here, because tools that only copy notebooks do without PyTorch
 
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    cells = [c for c in notebook.cells if "definitions" in c.metadata.get("tags", [])]
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    cells = [c for c in notebook["cells"] if "definitions" in c["metadata"].get("tags", [])]
     if not cells:
         raise LookupError(f'{name}.ipynb: expected cells with the tag "definitions", found none.')
     module = types.ModuleType(f"notebook_{name}")
     module.utils, module.Path = utils, Path  # from the first cell, which every notebook has
     sys.modules[module.__name__] = module  # dataclasses look themselves up there
     for cell in cells:
-        file, lines = f"{name}.ipynb, {cell.id}", cell.source.splitlines(keepends=True)
-        linecache.cache[file] = (len(cell.source), None, lines, file)  # for inspect.getsource
-        exec(compile(cell.source, file, "exec"), module.__dict__)
+        file, source = f"{name}.ipynb, {cell['id']}", "".join(cell["source"])
+        lines = source.splitlines(keepends=True)
+        linecache.cache[file] = (len(source), None, lines, file)  # for inspect.getsource
+        exec(compile(source, file, "exec"), module.__dict__)
     return module
 
 

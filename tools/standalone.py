@@ -5,8 +5,9 @@
 
 Each copy carries utils.py (and what else it reads from here) in a collapsed cell under its
 title, which writes it into the working folder. Solutions to exercises, in dist/solutions, also
-carry what their notebook defines. All other cells are those of the source, with their outputs. For Kaggle, dist/kaggle/NN_name/ holds the notebook with the metadata that
-`kaggle kernels push` asks for. Needs nbformat, and nothing of what the notebooks need.
+carry what their notebook defines. All other cells are those of the source, with their outputs.
+For Kaggle, dist/kaggle/NN_name/ holds the notebook with the metadata that `kaggle kernels push`
+asks for. Needs nbformat, and nothing of what the notebooks need.
 """
 
 import argparse
@@ -192,8 +193,9 @@ def with_advice(notebook, advice: str) -> nbformat.NotebookNode:
 def standalone(notebook, name: str, repo: str | None = None) -> nbformat.NotebookNode:
     """Return a copy of the notebook with a cell under its title that carries what it needs.
 
-    ``name``: its place in dist/. With the owner/name of the published repository, and if a modelku.pth was trained here, the
-    cell of the notebooks that use one fetches it from the release, checked by its SHA-256.
+    ``name``: its place in dist/. With the owner/name of the published repository, and if a
+    modelku.pth was trained here, the cell of the notebooks that use one fetches it from the
+    release, checked by its SHA-256.
     """
     carried, model = carried_files(notebook), ROOT / "outputs" / "modelku.pth"
     code = [file for file in carried.values() if file.suffix != ".ipynb"]  # these get badges
