@@ -155,6 +155,7 @@ def test_exif_is_obeyed_in_other_modes(prepare, seven, tmp_path, mode):
 # --------------------------------------------------------------------- size
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(90, 72), (300, 240), (2400, 1920), (7900, 6320)])
 def test_any_size(prepare, seven, size):
     same(prepare(seven.resize(size, Image.Resampling.BICUBIC)), prepare(seven))
@@ -167,6 +168,7 @@ def test_any_place(prepare, seven, place):
     same(prepare(paper), prepare(seven))
 
 
+@pytest.mark.long
 def test_up_to_50_megapixels(prepare, PhotoError, seven):
     same(prepare(seven.resize((7900, 6320)).crop((0, 0, 7900, 6320))), prepare(seven))
     with pytest.raises(PhotoError, match="the picture: expected up to 50 million pixels, found 8,"):
@@ -557,6 +559,7 @@ def test_genuine_pictures_are_read_as_before(prepare, score, test):
     assert score([prepare(Image.fromarray(p)) for p in genuine]) >= score(list(genuine)) - 3
 
 
+@pytest.mark.long
 def test_no_stroke_of_a_digit_without_margin_is_a_line(prepare, PhotoError, score, test):
     """The bar of a 7 and a 1 run from side to side, as ruled lines do."""
     prepared = {0: [], 20: []}

@@ -243,6 +243,7 @@ def test_operations_by_hand(train, page):
     assert whole == 3 * sum(layers) - 2 * layers[0] - layers[1]
 
 
+@pytest.mark.long
 def test_accuracy_is_that_of_evaluate(test, page):
     model = utils.new_model(0)
     expected = utils.evaluate(model, utils.make_loader(test, 500))[1]

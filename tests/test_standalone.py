@@ -248,6 +248,7 @@ def test_kernel_metadata(dist, name):
     assert set(other) <= {training["id"]}
 
 
+@pytest.mark.long
 def test_edited_copies_are_not_replaced(tmp_path):
     standalone.build(tmp_path)
     standalone.build(tmp_path, "another")  # untouched ones are

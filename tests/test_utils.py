@@ -147,6 +147,7 @@ def test_pooling_before_relu_changes_nothing(train, speed):
         assert torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.long
 def test_untrained_loss_is_ln_10(test):
     for seed in range(3):
         loss, _ = utils.evaluate(utils.new_model(seed), utils.make_loader(test, 500))
@@ -595,6 +596,7 @@ def test_show_images_draws_any_kind(images):
 # --------------------------------------------------------------- importing
 
 
+@pytest.mark.long
 def test_importing_utils_is_silent_and_changes_nothing():
     """It must not print, download, train, or restyle the reader's own figures."""
     code = (
