@@ -15,10 +15,10 @@ endif
   release site style test-versions test-thorough
 
 help:
-	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth; 9 min"
+	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth; 4 to 9 minutes"
 	@echo "make all      the same with every notebook; 20 minutes"
 	@echo "make test     unit tests, and every notebook with its outputs compared; 23 minutes"
-	@echo "make check    unit tests alone; 2 to 3 minutes"
+	@echo "make check    the quick unit tests; 40 seconds"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
 	@echo "make bench    the times of notebook 07, measured on this machine and stored; half an hour"
