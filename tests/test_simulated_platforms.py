@@ -229,7 +229,7 @@ def test_on_colab(mirror, tmp_path, name):
     platform = Platform(tmp_path, colab=True, replaced=mirror)
     printed = platform.run(name)
     packed = {f"{file.replace('.', '-')}.gz" for file in utils.DATASETS["mnist"]["files"]}
-    packed |= {"fashion-mnist"} if name.endswith("09_scaling_out") else set()
+    packed |= {"fashion-mnist"} if name == "09_scaling_out" else set()
     assert {path.name for path in platform.work.glob("data/*")} == packed
     results = {"03_training": ["modelku.pth"], "06_your_handwriting": ["my_digits.npy", "photos"],
                "08_accuracy": ["accurate.pth", "draw_08.html"],
