@@ -85,7 +85,8 @@ def checked():
 @every_notebook
 def test_no_unexplained_claim(name):
     _, left, _ = checked()
-    assert [str(claim) for claim in left if claim.notebook == name] == []
+    advice = "compute it near there, link a source, or explain it in tools/style_explained.json"
+    assert [str(claim) for claim in left if claim.notebook == name] == [], advice
 
 
 def test_no_stale_explanation():
