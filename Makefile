@@ -17,7 +17,7 @@ endif
 help:
 	@echo "make run      set up, get MNIST, execute notebooks 01 to 03: outputs/modelku.pth; 4 to 9 minutes"
 	@echo "make all      the same with every notebook; 20 minutes"
-	@echo "make test     unit tests, and every notebook with its outputs compared; 23 minutes"
+	@echo "make test     unit tests, and every notebook and solution, outputs compared; 17 to 25 min"
 	@echo "make check    the quick unit tests; 40 seconds"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make refresh  execute the notebooks in place, with clean outputs"
